@@ -1,0 +1,97 @@
+"""Prepared data in memory: images, labels and a fixed split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ofq_core.errors import DataError
+from ofq_core.files import sha256_file
+
+ARRAYS, MANIFEST = "arrays.npz", "manifest.json"
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (n, channels, height, width), FP32 in [0, 1], and labels (n,), int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The three splits, the statistics of the training split, and the manifest's hash."""
+
+    train: Split
+    val: Split
+    test: Split
+    mean: float
+    std: float
+    classes: int
+    manifest_sha256: str
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Zero mean and unit variance by the statistics of the training split."""
+        return (images - self.mean) / self.std
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder.
+
+    Raises:
+        DataError: the folder or its manifest is missing or damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"data directory {folder}: no {MANIFEST} there; run `dvc repro prepare`")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); run `dvc repro -f prepare`") from error
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path} is damaged (no mapping); run `dvc repro -f prepare`")
+    return manifest
+
+
+def load_prepared(folder: Path) -> PreparedData:
+    """Read what the prepare stage wrote and check it against its manifest.
+
+    Raises:
+        DataError: missing, damaged, or the arrays are not the ones in the manifest.
+    """
+    manifest = read_manifest(folder)
+    path = folder / ARRAYS
+    if not path.is_file():
+        raise DataError(f"{path} is missing; run `dvc repro -f prepare`")
+    digest = sha256_file(path)
+    if digest != manifest["arrays_sha256"]:
+        raise DataError(
+            f"{path} has sha256 {digest[:12]}, its manifest says "
+            f"{manifest['arrays_sha256'][:12]}: it was changed; run `dvc repro -f prepare`"
+        )
+    with np.load(path) as arrays:
+        splits = {
+            name: Split(
+                torch.from_numpy(arrays[f"{name}_images"]),
+                torch.from_numpy(arrays[f"{name}_labels"]),
+            )
+            for name in SPLITS
+        }
+    return PreparedData(
+        **splits,
+        mean=manifest["mean"],
+        std=manifest["std"],
+        classes=manifest["classes"],
+        manifest_sha256=sha256_file(folder / MANIFEST),
+    )

@@ -1,0 +1,21 @@
+"""Errors that a user can mend. Their message names the key or file, the value and what is right."""
+
+
+class OFQError(Exception):
+    """Base of every error that is reported as one message, without a traceback."""
+
+
+class SettingsError(OFQError):
+    """A setting is unknown, misspelt, out of range or contradicts another one."""
+
+
+class DataError(OFQError):
+    """Data is missing, damaged or does not fit the settings."""
+
+
+class ModelError(OFQError):
+    """A model cannot be built, converted or filled with the given weights."""
+
+
+class CheckpointError(OFQError):
+    """A checkpoint cannot be read, written or does not belong to this run."""

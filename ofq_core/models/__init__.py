@@ -1,0 +1,6 @@
+"""Full-precision models through timm, and their conversion to quantized ones."""
+
+from ofq_core.models.build import build_model, is_distilled
+from ofq_core.models.convert import ConversionReport, QuantPlan, convert
+
+__all__ = ["ConversionReport", "QuantPlan", "build_model", "convert", "is_distilled"]

@@ -1,0 +1,168 @@
+"""The quantizer of activations: learnable bias, LSQ, learnable bias (released code, spec 3.1).
+
+y = LSQ(x + bias_before) + bias_after
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ofq_core.errors import ModelError
+from ofq_core.quant import code_range, lsq, lsq_init_scale
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """One line of the calibration log."""
+
+    name: str
+    scales: int
+    mean: float
+    smallest: float
+    largest: float
+
+
+class LSQActivation(nn.Module):
+    """LSQ for activations with optional learnable biases before and after.
+
+    Args:
+        length: number of scales (tokens, channels, or 1).
+        axis: axis of the input along which scales differ: -2 per token, -1 or 1 per channel, None
+            per tensor.
+        bits: 2 to 8.
+        signed: whether negative codes exist.
+        bias_shape: shape in which the biases are added to the input, or None for no biases. They
+            are stored as vectors, start at zero and are never decayed.
+        groups: split the last axis of a (batch, tokens, groups * channels) input so that every
+            (token, group) pair has a scale of its own; `length` is then tokens * groups.
+        bias_after: leave the second bias out where it cannot act (False).
+        init_factor: factor of the initial scale, by default 2 (signed or per tensor) or 4.
+
+    The scales exist from the start and are NaN until `calibration` has filled them, so a
+    forgotten calibration cannot pass for a result.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        axis: int | None,
+        bits: int,
+        signed: bool = True,
+        bias_shape: tuple[int, ...] | None = None,
+        groups: int = 1,
+        bias_after: bool = True,
+        init_factor: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.bits, self.signed, self.axis, self.groups = bits, signed, axis, groups
+        self.low, self.high = code_range(bits, signed)
+        default_factor = 2.0 if signed or axis is None else 4.0
+        self.init_factor = default_factor if init_factor is None else init_factor
+        self.scale = nn.Parameter(torch.full((length,), float("nan")))
+        self.bias_shape = bias_shape
+        entries = int(torch.Size(bias_shape).numel()) if bias_shape is not None else 0
+        self.bias_before = nn.Parameter(torch.zeros(entries)) if bias_shape is not None else None
+        self.bias_after = (
+            nn.Parameter(torch.zeros(entries)) if bias_shape is not None and bias_after else None
+        )
+        self.calibrating = False
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        if self.calibrating:
+            scale = lsq_init_scale(x, self.axis, self.high, self.init_factor)
+            if scale.shape != self.scale.shape:
+                raise ModelError(
+                    f"{self.scale.numel()} activation scales, but the input of shape "
+                    f"{tuple(x.shape)} needs {scale.numel()}: image size and model do not fit"
+                )
+            # A token that is zero throughout (an attention map that rounded to nothing) gives
+            # scale 0, which would clip all that comes later: take the largest one instead.
+            fallback = scale.max() if bool(scale.max() > 0) else torch.ones_like(scale.max())
+            with torch.no_grad():
+                self.scale.copy_(torch.where(scale == 0, fallback, scale))
+        return lsq(x, self.scale, self.low, self.high, self.axis)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize x; same shape and dtype."""
+        if self.bias_before is not None and self.bias_shape is not None:
+            x = x + self.bias_before.view(self.bias_shape)
+        if self.groups > 1:
+            batch, tokens, channels = x.shape
+            grouped = x.reshape(batch, tokens * self.groups, channels // self.groups)
+            x = self._quantize(grouped).view(batch, tokens, channels)
+        else:
+            x = self._quantize(x)
+        if self.bias_after is not None and self.bias_shape is not None:
+            x = x + self.bias_after.view(self.bias_shape)
+        return x
+
+    def extra_repr(self) -> str:
+        """Show the geometry when the module is printed."""
+        sign = "signed" if self.signed else "unsigned"
+        return f"scales={self.scale.numel()}, axis={self.axis}, bits={self.bits}, {sign}"
+
+
+def _activation_quantizers(model: nn.Module) -> Iterator[tuple[str, LSQActivation]]:
+    return ((n, m) for n, m in model.named_modules() if isinstance(m, LSQActivation))
+
+
+@contextmanager
+def _calibrating(model: nn.Module) -> Iterator[None]:
+    quantizers = [module for _, module in _activation_quantizers(model)]
+    try:
+        for module in quantizers:
+            module.calibrating = True
+        yield
+    finally:
+        for module in quantizers:
+            module.calibrating = False
+
+
+def calibrate(model: nn.Module, images: Tensor) -> list[Calibrated]:
+    """Set every activation scale from one forward in evaluation mode, in the order of the network.
+
+    A later quantizer sees inputs that are already quantized, as in the released code.
+
+    Args:
+        model: a converted model; its mode is restored.
+        images: (batch, channels, height, width), on the model's device.
+
+    Returns:
+        One entry per quantizer, to be logged.
+
+    Raises:
+        ModelError: the images do not fit the model, or a scale came out as infinite or NaN.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _calibrating(model):
+            model(images)
+    except (AssertionError, RuntimeError) as error:
+        raise ModelError(
+            f"the model cannot take images of shape {tuple(images.shape)}: {error}"
+        ) from error
+    finally:
+        model.train(training)
+    log = []
+    for name, module in _activation_quantizers(model):
+        scale = module.scale.detach()
+        if not bool(torch.isfinite(scale).all()):
+            raise ModelError(f"{name}: calibration gave unusable scales {scale.tolist()[:4]}")
+        low, high = scale.aminmax()
+        log.append(Calibrated(name, scale.numel(), float(scale.mean()), float(low), float(high)))
+    return log
+
+
+def require_calibrated(model: nn.Module) -> None:
+    """Raise ModelError when a quantizer of the model has never been calibrated or loaded."""
+    for name, module in _activation_quantizers(model):
+        if bool(torch.isnan(module.scale).any()):
+            raise ModelError(
+                f"{name}.scale is not set: call calibrate(model, images) or load weights"
+            )

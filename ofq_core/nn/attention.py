@@ -1,0 +1,188 @@
+"""Quantized self-attention: plain, and with the query-key reparameterisation (QKR).
+
+Both take the place of timm's `Attention` and are built from one. B batch, N tokens, C channels,
+H heads, d = C / H. The scale per token of q and k is shared over heads, so they are quantized as
+(B, N, C), before they are split into heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ofq_core.nn.activation import LSQActivation
+from ofq_core.nn.layers import QuantLinear
+from ofq_core.nn.weight import MakeWeightQuantizer
+from ofq_core.quant import folded_query_bias, qkr_product
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """How an attention layer is quantized.
+
+    tokens: N. activation_bits: 2 to 8, or 32 for none. make_weight_quantizer: for every weight
+    matrix. fold_query_bias: QKR keeps the query bias, folded into the key side (else it is
+    dropped, as in the released code). dead_biases: keep the second biases of k and z, on which
+    the output does not depend (released layout).
+    """
+
+    tokens: int
+    activation_bits: int
+    make_weight_quantizer: MakeWeightQuantizer
+    fold_query_bias: bool = True
+    dead_biases: bool = False
+
+    def token_quantizer(self, channels: int, biases: bool = True) -> nn.Module:
+        """Signed quantizer for (B, N, channels), one scale per token."""
+        if self.activation_bits == 32:
+            return nn.Identity()
+        shape = (channels,) if biases else None
+        return LSQActivation(self.tokens, -2, self.activation_bits, bias_shape=shape)
+
+    def key_quantizer(self, channels: int, groups: int = 1) -> nn.Module:
+        """As `token_quantizer`, for the key side, whose second bias cannot act on the softmax."""
+        if self.activation_bits == 32:
+            return nn.Identity()
+        return LSQActivation(
+            self.tokens * groups,
+            -2,
+            self.activation_bits,
+            bias_shape=(channels,),
+            groups=groups,
+            bias_after=self.dead_biases,
+        )
+
+    def value_quantizer(self, channels: int) -> nn.Module:
+        """Signed quantizer for (B, N, channels), one scale per channel."""
+        if self.activation_bits == 32:
+            return nn.Identity()
+        return LSQActivation(channels, -1, self.activation_bits, bias_shape=(channels,))
+
+    def map_quantizer(self) -> nn.Module:
+        """Unsigned quantizer for (B, H, N, N) probabilities, one scale per query position."""
+        if self.activation_bits == 32:
+            return nn.Identity()
+        return LSQActivation(self.tokens, -2, self.activation_bits, signed=False)
+
+
+class _Attention(nn.Module):
+    """What both forms share: value aggregation and the output projection."""
+
+    def __init__(self, source: Any, plan: AttentionPlan) -> None:
+        super().__init__()
+        self.num_heads: int = source.num_heads
+        self.head_dim: int = source.head_dim
+        self.scale: float = source.scale
+        self.fused: bool = source.fused_attn
+        dim = self.num_heads * self.head_dim
+        self.quant_v = plan.value_quantizer(dim)
+        self.quant_map = plan.map_quantizer()
+        self.proj = QuantLinear(source.proj, plan.token_quantizer(dim), plan.make_weight_quantizer)
+        self.attn_drop: nn.Dropout = source.attn_drop
+        self.proj_drop: nn.Module = source.proj_drop
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, N, C) to (B, H, N, d)."""
+        batch, tokens, _ = x.shape
+        return x.view(batch, tokens, self.num_heads, self.head_dim).transpose(1, 2)
+
+    def _attend(
+        self, logits: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """Softmax, quantized map, weighted values, output projection: (B, N, C)."""
+        if is_causal:
+            attn_mask = logits.new_ones(logits.shape[-2:], dtype=torch.bool).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~attn_mask, float("-inf"))
+        elif attn_mask is not None:
+            logits = logits + attn_mask
+        probabilities = self.attn_drop(self.quant_map(logits.softmax(dim=-1)))
+        return self._project(probabilities @ v)
+
+    def _project(self, heads: Tensor) -> Tensor:
+        return self.proj_drop(self.proj(heads.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+
+class QuantAttention(_Attention):
+    """Attention with quantized qkv, operands, probability map and projection (spec 3.3).
+
+    With 32 bits everywhere it runs timm's own operations and equals it bit for bit.
+    """
+
+    def __init__(self, source: Any, plan: AttentionPlan) -> None:
+        super().__init__(source, plan)
+        dim = self.num_heads * self.head_dim
+        self.qkv = QuantLinear(source.qkv, plan.token_quantizer(dim), plan.make_weight_quantizer)
+        self.quant_q = plan.token_quantizer(dim)
+        self.quant_k = plan.key_quantizer(dim)
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, N, C) to (B, N, C); `attn_mask` is added to the logits (bool: False masks)."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q = self._heads(self.quant_q(q))
+        k = self._heads(self.quant_k(k))
+        v = self._heads(self.quant_v(v))
+        if self.fused and isinstance(self.quant_map, nn.Identity):
+            dropout = self.attn_drop.p if self.training else 0.0
+            heads = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal
+            )
+            return self._project(heads)
+        return self._attend((q * self.scale) @ k.transpose(-2, -1), v, attn_mask, is_causal)
+
+
+class QKRAttention(_Attention):
+    """Attention whose query-key product is one quantized weight per head (spec 4.1).
+
+        x' = LSQ(x + b1) + b2                          once, for queries, keys and values
+        z[n, h] = Q(W_q[h]^T W_k[h]) x'[n]             key side, then quantized per (token, head)
+        logits[h, q, k] = d^-1/2 (x'[q] . z[k, h] + (W_k[h]^T b_q[h]) . x'[k])
+
+    The last term is the query bias, folded exactly; it stays in full precision like every bias.
+    The key bias is dropped: softmax does not see it.
+    """
+
+    def __init__(self, source: Any, plan: AttentionPlan) -> None:
+        super().__init__(source, plan)
+        dim = self.num_heads * self.head_dim
+        weights = source.qkv.weight.detach().chunk(3)
+        self.q_weight = nn.Parameter(weights[0].clone())
+        self.k_weight = nn.Parameter(weights[1].clone())
+        self.q_bias = None
+        values = nn.Linear(dim, dim, bias=source.qkv.bias is not None)
+        values.weight = nn.Parameter(weights[2].clone())
+        if source.qkv.bias is not None:
+            biases = source.qkv.bias.detach().chunk(3)
+            values.bias = nn.Parameter(biases[2].clone())
+            if plan.fold_query_bias:
+                self.q_bias = nn.Parameter(biases[0].clone())
+        self.input_quantizer = plan.token_quantizer(dim)
+        self.v = QuantLinear(values, nn.Identity(), plan.make_weight_quantizer)
+        self.quant_z = plan.key_quantizer(dim * self.num_heads, groups=self.num_heads)
+        with torch.no_grad():
+            self.qk_quantizer = plan.make_weight_quantizer(self.product())
+
+    def product(self) -> Tensor:
+        """The latent product W_qk, (H * C, C)."""
+        return qkr_product(self.q_weight, self.k_weight, self.num_heads)
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, N, C) to (B, N, C); `attn_mask` is added to the logits (bool: False masks)."""
+        batch, tokens, channels = x.shape
+        x = self.input_quantizer(x)
+        v = self._heads(self.quant_v(self.v(x)))
+        z = self.quant_z(F.linear(x, self.qk_quantizer(self.product())))
+        z = z.view(batch, tokens, self.num_heads, channels).permute(0, 2, 3, 1)
+        logits = (x * self.scale).unsqueeze(1) @ z
+        if self.q_bias is not None:
+            rows = folded_query_bias(self.q_bias * self.scale, self.k_weight, self.num_heads)
+            logits = logits + F.linear(x, rows).transpose(1, 2).unsqueeze(2)
+        return self._attend(logits, v, attn_mask, is_causal)

@@ -1,0 +1,122 @@
+"""Oscillation of integer codes (Nagel et al., ICML 2022).
+
+With the code k^t of one weight after step t:
+
+    delta^t = k^t - k^(t-1);   a flip when delta^t != 0
+    o^t = 1  iff  a flip at t goes against the direction of the flip before it
+    f^t = m o^t + (1 - m) f^(t-1),  f^0 = 0
+
+The first flip of a weight never counts. A weight oscillates when f is above a threshold (0.005).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OSCILLATION_THRESHOLD = 0.005
+
+
+@dataclass
+class OscillationState:
+    """State of a flat set of weights; every tensor has their number as length.
+
+    codes: int8, the codes after the last step. direction: int8 in {-1, 0, 1}, of the last flip.
+    frequency: FP32 f. reversals: int32, how often each weight oscillated. flips: number of code
+    changes so far, over all weights. steps: number of updates.
+    """
+
+    codes: Tensor
+    direction: Tensor
+    frequency: Tensor
+    reversals: Tensor
+    flips: Tensor
+    steps: int = 0
+
+    @classmethod
+    def start(cls, codes: Tensor) -> OscillationState:
+        """State before the first step; `codes` are k^0."""
+        flat = codes.detach().reshape(-1).to(torch.int8)
+        return cls(
+            codes=flat.clone(),
+            direction=torch.zeros_like(flat),
+            frequency=torch.zeros_like(flat, dtype=torch.float32),
+            reversals=torch.zeros_like(flat, dtype=torch.int32),
+            flips=torch.zeros((), dtype=torch.int64, device=flat.device),
+        )
+
+    def update(self, codes: Tensor, momentum: float = 0.01) -> Tensor:
+        """Take the codes after one more step; return a mask, True where a weight oscillated."""
+        flat = codes.detach().reshape(-1).to(torch.int8)
+        # Not sign(flat - codes): an int8 difference overflows at 8 bits.
+        direction = (flat > self.codes).to(torch.int8) - (flat < self.codes).to(torch.int8)
+        oscillated = (direction * self.direction) < 0
+        self.frequency.mul_(1.0 - momentum).add_(oscillated, alpha=momentum)
+        self.reversals.add_(oscillated)
+        flipped = direction != 0
+        self.direction = torch.where(flipped, direction, self.direction)
+        self.flips += flipped.sum()
+        self.codes = flat
+        self.steps += 1
+        return oscillated
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """Everything that a resumed run needs."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Tensor | int]) -> OscillationState:
+        """Inverse of `state_dict`."""
+        return cls(**state)  # type: ignore[arg-type]
+
+
+@dataclass
+class IterativeFreezing:
+    """Iterative weight freezing (Nagel et al., section 4.3) on top of the oscillation state.
+
+    A weight whose frequency exceeds the threshold is frozen for good at the rounded running mean of
+    its code; while its frequency stays above, that value is refreshed.
+    mean_code: FP32. frozen: bool. frozen_code: int8.
+    """
+
+    oscillation: OscillationState
+    mean_code: Tensor
+    frozen: Tensor
+    frozen_code: Tensor
+
+    @classmethod
+    def start(cls, codes: Tensor) -> IterativeFreezing:
+        """State before the first step."""
+        oscillation = OscillationState.start(codes)
+        return cls(
+            oscillation=oscillation,
+            mean_code=oscillation.codes.float(),
+            frozen=torch.zeros_like(oscillation.codes, dtype=torch.bool),
+            frozen_code=oscillation.codes.clone(),
+        )
+
+    def update(self, codes: Tensor, threshold: float, momentum: float = 0.01) -> Tensor:
+        """Take the codes after one more step; return the codes to use (frozen ones replaced)."""
+        flat = codes.detach().reshape(-1).to(torch.int8)
+        self.oscillation.update(torch.where(self.frozen, self.frozen_code, flat), momentum)
+        above = self.oscillation.frequency > threshold
+        # The running mean does not know the current code yet: the weight is frozen where it was.
+        mean_rounded = self.mean_code.round().to(torch.int8)
+        self.frozen_code = torch.where(above, mean_rounded, self.frozen_code)
+        self.frozen |= above
+        used = torch.where(self.frozen, self.frozen_code, flat)
+        self.oscillation.codes = used
+        self.mean_code.lerp_(used.float(), momentum)
+        return used
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything that a resumed run needs."""
+        return {**vars(self), "oscillation": self.oscillation.state_dict()}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, object]) -> IterativeFreezing:
+        """Inverse of `state_dict`."""
+        oscillation = OscillationState.from_state_dict(state["oscillation"])  # type: ignore[arg-type]
+        return cls(**{**state, "oscillation": oscillation})  # type: ignore[arg-type]

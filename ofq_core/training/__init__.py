@@ -1,0 +1,30 @@
+"""Training: schedule, distillation, optimizer, CGA, oscillation tracking, the loop."""
+
+from ofq_core.training.cga import ConfidenceGuidedAnnealing
+from ofq_core.training.distill import Teacher, distillation_loss, soft_cross_entropy
+from ofq_core.training.engine import Progress, StepEvent, Trainer, TrainingError
+from ofq_core.training.lowbit import LowBitWeight, low_bit_weights
+from ofq_core.training.optimizer import make_optimizer, parameter_groups
+from ofq_core.training.schedule import learning_rate
+from ofq_core.training.seeds import derive_seed, generator, make_deterministic
+from ofq_core.training.tracker import OscillationTracker
+
+__all__ = [
+    "ConfidenceGuidedAnnealing",
+    "LowBitWeight",
+    "OscillationTracker",
+    "Progress",
+    "StepEvent",
+    "Teacher",
+    "Trainer",
+    "TrainingError",
+    "derive_seed",
+    "distillation_loss",
+    "generator",
+    "learning_rate",
+    "low_bit_weights",
+    "make_deterministic",
+    "make_optimizer",
+    "parameter_groups",
+    "soft_cross_entropy",
+]

@@ -1,0 +1,67 @@
+"""Confidence-guided annealing as a wrapper round the optimizer's step (OFQ 3.3, spec 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ofq_core.training.lowbit import LowBitWeight
+
+
+class ConfidenceGuidedAnnealing:
+    """Step an optimizer so that weights far from every threshold stay bit-identical.
+
+    For each matrix: a mask from the weights before the step; no gradient for frozen entries; the
+    optimizer's step (which decay and momentum would still apply to frozen entries); frozen
+    entries put back. The mask is recomputed at every step.
+
+    The QKR product is no parameter and cannot be put back: there the mask is applied to the
+    gradient of the product before it reaches W_q and W_k. That removes the gradient of confident
+    entries, but they still move when W_q and W_k move for the sake of others. (In the released
+    code this path has no effect at all.)
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[LowBitWeight],
+        boundary_range: float,
+    ) -> None:
+        self.optimizer = optimizer
+        self.weights = [w for w in weights if w.parameter is not None]
+        self.products = [w for w in weights if w.parameter is None]
+        self.boundary_range = boundary_range
+        self.frozen = torch.zeros((), dtype=torch.int64)
+        self.total = 0
+
+    def start(self) -> None:
+        """Begin to mask the gradient of the QKR products."""
+        for product in self.products:
+            product.quantizer.gradient_band = self.boundary_range
+
+    def stop(self) -> None:
+        """Stop masking the gradient of the QKR products."""
+        for product in self.products:
+            product.quantizer.gradient_band = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One optimizer step; gradients must be there. Updates the counts of frozen weights."""
+        saved = []
+        frozen: list[torch.Tensor] = []
+        self.total = 0
+        for weight in self.weights:
+            parameter = weight.parameter
+            assert parameter is not None
+            free = weight.quantizer.free(parameter, self.boundary_range)
+            if parameter.grad is not None:
+                parameter.grad.mul_(free)
+            saved.append((parameter, free, parameter.detach().clone()))
+            frozen.append((~free).sum())
+            self.total += free.numel()
+        if frozen:
+            self.frozen = torch.stack(frozen).sum()
+        self.optimizer.step()
+        for parameter, free, before in saved:
+            parameter.copy_(torch.where(free, parameter, before))

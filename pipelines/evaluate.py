@@ -1,0 +1,32 @@
+"""Stage `evaluate`: the test accuracy of the dialled experiment, and its MLflow run."""
+
+from __future__ import annotations
+
+import sys
+
+from pipelines import tracking
+from pipelines.prepare import data_folder
+from pipelines.params import load_study
+from pipelines.qat import FOLDER
+from pipelines.run_folder import describe
+from pipelines.stage import stage_main
+from pipelines.teacher import WEIGHTS
+
+
+def main(argv: list[str]) -> None:
+    """Evaluate results/experiment/ and write its metrics.json."""
+    study = load_study()
+    with tracking.background() as tracker:
+        from pipelines.results import read_settings, write_json
+        from pipelines.training import Inputs, evaluate_run
+
+        settings = read_settings(FOLDER)
+        teacher = WEIGHTS if settings.method != "fp" else None
+        metrics = evaluate_run(FOLDER, settings, Inputs(data_folder(study), teacher))
+        write_json(FOLDER / "metrics.json", metrics)
+        tracker.log(FOLDER)
+    print(f"evaluate {settings.name}: {describe(metrics)}")
+
+
+if __name__ == "__main__":
+    stage_main(main, sys.argv[1:])

@@ -1,0 +1,67 @@
+"""Read params.yaml, and compose it from conf/.
+
+    python -m pipelines.params [OVERRIDE ...]     e.g. preset=smoke method=lsq quant.wbits=3
+
+composes conf/ into params.yaml exactly as `dvc exp run -S` does, checks it, and runs nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from ofq_core.errors import SettingsError
+from ofq_core.settings import StudySettings, validated
+from pipelines.stage import stage_main
+
+PARAMS = Path("params.yaml")
+
+
+def load_study(path: Path = PARAMS) -> StudySettings:
+    """Parse and check all settings.
+
+    Raises:
+        SettingsError: the file is missing, no YAML, or a setting is wrong.
+    """
+    if not path.is_file():
+        raise SettingsError(f"{path}: no such file; run from the root of the repository")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is no valid YAML: {error}") from error
+    return validated(StudySettings, raw, str(path))
+
+
+def compose(overrides: list[str], path: Path = PARAMS) -> None:
+    """Compose conf/ with Hydra overrides into `path`.
+
+    Raises:
+        SettingsError: an override names no known key, group or option, or makes settings invalid.
+    """
+    from dvc.utils.hydra import compose_and_dump
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    root = Path.cwd()
+    draft = root / f".{path.name}.draft.yaml"
+    try:
+        compose_and_dump(str(draft), str(root / "conf"), None, "config", str(root), overrides)
+        load_study(draft)
+        draft.replace(path)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(f"{' '.join(overrides)}: {error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    compose(argv)
+    study = load_study()
+    print(f"{PARAMS}: study {study.study}, experiment {study.experiment().name}")
+
+
+if __name__ == "__main__":
+    stage_main(main, sys.argv[1:])

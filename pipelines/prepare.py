@@ -1,0 +1,30 @@
+"""Stage `prepare`: the data, split and hashed, in data/<name>."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ofq_core.settings import StudySettings
+from pipelines.params import load_study
+from pipelines.stage import stage_main
+
+
+def data_folder(study: StudySettings) -> Path:
+    """Where the prepare stage puts its arrays and manifest."""
+    return Path("data") / study.data.name
+
+
+def main(argv: list[str]) -> None:
+    """Prepare the data that params.yaml names."""
+    from ofq_core.data import prepare_digits
+
+    study = load_study()
+    folder = data_folder(study)
+    manifest = prepare_digits(study.data, folder)
+    counts = ", ".join(f"{name} {part['images']}" for name, part in manifest["splits"].items())
+    print(f"prepare: {manifest['source']} -> {folder}: {counts} images")
+
+
+if __name__ == "__main__":
+    stage_main(main, sys.argv[1:])

@@ -1,0 +1,30 @@
+"""Stage `qat`: train the one configuration under `quant` and `seed` in params.yaml."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipelines.params import load_study
+from pipelines.prepare import data_folder
+from pipelines.stage import stage_main
+from pipelines.teacher import WEIGHTS
+
+FOLDER = Path("results/experiment")
+
+
+def main(argv: list[str]) -> None:
+    """Train the dialled experiment into results/experiment/."""
+    study = load_study()
+    settings = study.experiment()
+    teacher = WEIGHTS if settings.method != "fp" else None
+    from pipelines.results import publish_files
+    from pipelines.training import Inputs, finish, train_run
+
+    result = train_run(settings, Inputs(data_folder(study), teacher), "qat")
+    publish_files(result, FOLDER)
+    finish(result)
+
+
+if __name__ == "__main__":
+    stage_main(main, sys.argv[1:])

@@ -1,0 +1,105 @@
+"""The result files of a run; see docs/design.md, "Result files are the protocol"."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ofq_core.errors import DataError, SettingsError
+from ofq_core.files import write_atomic, write_json
+from ofq_core.settings import RunSettings, validated
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "phase",
+    "lr",
+    "train_loss",
+    "train_hard_loss",
+    "train_soft_loss",
+    "val_loss",
+    "val_top1",
+    "seconds",
+    "images_per_second",
+    "oscillation_share",
+    "flip_rate",
+)
+
+
+def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One line per epoch; losses are means over its steps, learning rate is that of the epoch."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, HISTORY_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, buffer.getvalue().encode())
+
+
+def write_settings(path: Path, settings: RunSettings) -> None:
+    """The resolved settings of a run."""
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    write_atomic(path, text.encode())
+
+
+def read_settings(folder: Path) -> RunSettings:
+    """The settings of a finished training.
+
+    Raises:
+        DataError: the folder holds none. SettingsError: they are damaged.
+    """
+    path = folder / "settings.yaml"
+    if not path.is_file():
+        raise DataError(f"{folder}: no settings.yaml there; train first (`dvc repro qat`)")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is no valid YAML: {error}") from error
+    return validated(RunSettings, raw, str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DataError: missing or damaged.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} cannot be read: expected a JSON object")
+    return value
+
+
+def publish_folder(source: Path, target: Path) -> None:
+    """Move a finished folder into place; what was there before goes only now."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    source.replace(target)
+
+
+def publish_files(source: Path, target: Path) -> None:
+    """Move finished files into a folder that also holds others."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        path.replace(target / path.name)
+    source.rmdir()
+
+
+__all__ = [
+    "HISTORY_COLUMNS",
+    "publish_files",
+    "publish_folder",
+    "read_json",
+    "read_settings",
+    "write_history",
+    "write_json",
+    "write_settings",
+]

@@ -1,0 +1,43 @@
+"""Train, evaluate, publish and track one run as a folder under results/<study>/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ofq_core.settings import RunSettings
+from pipelines import tracking
+
+
+def run_to_folder(settings: RunSettings, data: Path, teacher: Path | None, stage: str) -> None:
+    """Produce results/<study>/<run>/, whole or not at all, and hand it to MLflow.
+
+    MLflow is imported by a helper process while this one trains; a tracking server that is down
+    costs a message, never the run.
+    """
+    folder = Path("results") / settings.study / settings.name
+    with tracking.background() as tracker:
+        # Imported here, so that a wrong setting is reported before torch is loaded.
+        from pipelines.results import publish_folder, write_json
+        from pipelines.training import Inputs, evaluate_run, finish, train_run
+
+        inputs = Inputs(data=data, teacher=teacher)
+        result = train_run(settings, inputs, stage)
+        metrics = evaluate_run(result, settings, inputs)
+        (result / "training.json").unlink()
+        write_json(result / "metrics.json", metrics)
+        publish_folder(result, folder)
+        finish(result)
+        tracker.log(folder)
+    print(f"{stage} {settings.name}: {describe(metrics)}")
+
+
+def describe(metrics: dict[str, object]) -> str:
+    """One line for the log."""
+    oscillation = metrics["oscillation"]
+    text = (
+        f"top-1 {metrics['top1']:.2f} % ({metrics['n_correct']} of {metrics['n_images']} test "
+        f"images), validation {metrics['val_top1']:.2f} %"
+    )
+    if isinstance(oscillation, dict):
+        text += f", {100 * oscillation['share']:.1f} % of the weights oscillate"
+    return text

@@ -1,0 +1,1 @@
+"""Where stages run: here, or on a cluster."""

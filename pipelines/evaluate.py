@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from pipelines import tracking
-from pipelines.prepare import data_folder
 from pipelines.params import load_study
+from pipelines.prepare import data_folder
 from pipelines.qat import FOLDER
 from pipelines.run_folder import describe
 from pipelines.stage import stage_main

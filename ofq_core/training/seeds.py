@@ -23,5 +23,5 @@ def make_deterministic(seed: int, threads: int) -> None:
     torch.manual_seed(derive_seed(seed, "torch"))
     torch.use_deterministic_algorithms(True)
     # No tensor here is read before it is written; filling each one costs a tenth of a small step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(threads)

@@ -29,8 +29,11 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # A failed write does not know its file; the message should name the one meant.
+            error.filename, error.filename2 = str(path), None
         raise
 
 

@@ -290,17 +290,18 @@ class StudySettings(Model):
         return self._run(quant, seed, self.teacher.recipe)
 
     def _run(self, quant: QuantSettings, seed: int, recipe: RecipeSettings) -> RunSettings:
-        return RunSettings(
-            study=self.study,
-            method=quant.method,
-            fidelity=self.fidelity,
-            seed=seed,
-            quant=quant,
-            model=self.model,
-            data=self.data,
-            recipe=recipe,
-            distill=self.distill,
-        )
+        raw = {
+            "study": self.study,
+            "method": quant.method,
+            "fidelity": self.fidelity,
+            "seed": seed,
+            "quant": quant,
+            "model": self.model,
+            "data": self.data,
+            "recipe": recipe,
+            "distill": self.distill,
+        }
+        return validated(RunSettings, raw, f"run {quant.method} with seed {seed}")
 
 
 class RunSettings(Model):
@@ -354,15 +355,28 @@ def validated(model: type[M], raw: Any, source: str, prefix: str = "") -> M:
     raise SettingsError(message)
 
 
+def unknown_key(key: str) -> str:
+    """The message for a dotted key of params.yaml that does not exist, with the keys that do."""
+    location = key.split(".")
+    # The part that is wrong is the first one that its parent does not have.
+    while len(location) > 1 and _model_at(StudySettings, location[:-1]) is None:
+        location.pop()
+    return f"{key}: {_unknown(StudySettings, location)}"
+
+
+def _unknown(model: type[Model], location: list[str]) -> str:
+    place = _model_at(model, location[:-1])
+    known = list(place.model_fields) if place is not None else []
+    hint = "" if location[-1] in known else did_you_mean(location[-1], known)
+    return f"unknown key{hint} (known keys: {', '.join(known)})"
+
+
 def _explain(model: type[Model], error: dict[str, Any], raw: Any, prefix: str) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(([prefix] if prefix else []) + location) or "settings"
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        place = _model_at(model, location[:-1])
-        known = list(place.model_fields) if place is not None else []
-        hint = did_you_mean(location[-1], known)
-        return f"{key}: unknown key{hint} (known keys: {', '.join(known)})"
+        return f"{key}: {_unknown(model, location)}"
     if kind == "missing":
         return f"{key}: this key is missing"
     if kind == "value_error":

@@ -7,20 +7,24 @@ composes conf/ into params.yaml exactly as `dvc exp run -S` does, checks it, and
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import yaml
 
 from ofq_core.errors import SettingsError
-from ofq_core.settings import StudySettings, validated
+from ofq_core.settings import StudySettings, did_you_mean, unknown_key, validated
 from pipelines.stage import stage_main
 
 PARAMS = Path("params.yaml")
 
 
-def load_study(path: Path = PARAMS) -> StudySettings:
+def load_study(path: Path = PARAMS, source: str | None = None) -> StudySettings:
     """Parse and check all settings.
+
+    Args:
+        source: how messages call the file, by default its path.
 
     Raises:
         SettingsError: the file is missing, no YAML, or a setting is wrong.
@@ -31,7 +35,7 @@ def load_study(path: Path = PARAMS) -> StudySettings:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is no valid YAML: {error}") from error
-    return validated(StudySettings, raw, str(path))
+    return validated(StudySettings, raw, source or str(path))
 
 
 def compose(overrides: list[str], path: Path = PARAMS) -> None:
@@ -48,12 +52,27 @@ def compose(overrides: list[str], path: Path = PARAMS) -> None:
     draft = root / f".{path.name}.draft.yaml"
     try:
         compose_and_dump(str(draft), str(root / "conf"), None, "config", str(root), overrides)
-        load_study(draft)
+        load_study(draft, source=" ".join(overrides) or "conf/config.yaml")
         draft.replace(path)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(f"{' '.join(overrides)}: {error}") from error
+        raise SettingsError(f"{' '.join(overrides)}: {_explain(error)}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _explain(error: Exception) -> str:
+    """What is allowed, instead of Hydra's advice to append the unknown key."""
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        known = ", ".join(error.options)
+        return f"unknown {group} {name!r}{did_you_mean(name, error.options)}; known are {known}"
+    text = str(error).strip()
+    key = re.match(r"Could not override '([^']+)'", text)
+    if key is not None:
+        return unknown_key(key.group(1))
+    return text.splitlines()[0]
 
 
 def main(argv: list[str]) -> None:

@@ -47,7 +47,8 @@ def adopt(study: StudySettings, checkpoint: Path) -> None:
     from ofq_core.evaluation import evaluate
     from ofq_core.models import build_model
     from ofq_core.training import make_deterministic
-    from pipelines.results import write_json, write_settings
+    from pipelines.results import publish_folder, write_json, write_settings
+    from pipelines.training import PARTIAL
 
     settings = study.full_precision(study.teacher.seed)
     make_deterministic(settings.seed, settings.recipe.threads or 1)
@@ -55,11 +56,12 @@ def adopt(study: StudySettings, checkpoint: Path) -> None:
     checkpoints.load_weights(model, checkpoint, "teacher")
     data = load_prepared(data_folder(study))
     metrics = evaluate(model, data, data.test, settings.recipe.batch_size).as_dict()
-    if FOLDER.exists():
-        shutil.rmtree(FOLDER)
-    checkpoints.save(WEIGHTS, model.state_dict())
-    write_settings(FOLDER / "settings.yaml", settings)
-    write_json(FOLDER / "metrics.json", {**metrics, "source": str(checkpoint)})
+    result = PARTIAL / "teacher-adopted"
+    shutil.rmtree(result, ignore_errors=True)
+    checkpoints.save(result / WEIGHTS.name, model.state_dict())
+    write_settings(result / "settings.yaml", settings)
+    write_json(result / "metrics.json", {**metrics, "source": str(checkpoint)})
+    publish_folder(result, FOLDER)
     report(metrics)
 
 

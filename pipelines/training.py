@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import nn
 from ofq_core import checkpoints
 from ofq_core.cost import model_cost
 from ofq_core.data import PreparedData, load_prepared
-from ofq_core.errors import DataError
+from ofq_core.errors import CheckpointError, DataError
 from ofq_core.evaluation import evaluate
 from ofq_core.files import sha256_file
 from ofq_core.models import QuantPlan, build_model, convert
@@ -81,6 +82,8 @@ def train_run(settings: RunSettings, inputs: Inputs, stage: str, log: Log = _say
     began = time.time()
     make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
     data = load_prepared(inputs.data)
+    if inputs.teacher is not None and not inputs.teacher.is_file():
+        raise CheckpointError(f"teacher {inputs.teacher}: no such file; run `dvc repro teacher`")
     work = PARTIAL / f"{stage}-{settings.name}-{_run_key(settings, inputs, data)[:12]}"
     checkpoint = work / "checkpoint.pt"
     model = build_student(settings, inputs, data, log)
@@ -89,6 +92,8 @@ def train_run(settings: RunSettings, inputs: Inputs, stage: str, log: Log = _say
         full = build_model(settings.model, settings.seed)
         checkpoints.load_weights(full, inputs.teacher, "teacher")
         teacher = Teacher(full, settings.distill.teacher_head)
+    if checkpoint.exists():
+        log(f"{settings.name}: an earlier attempt was cut off, going on from {checkpoint}")
     with ProgressBar(f"{stage} {settings.name}") as bar:
         trainer = Trainer(settings, model, teacher, data, checkpoint, bar)
         progress = trainer.run()
@@ -138,11 +143,11 @@ def evaluate_run(folder: Path, settings: RunSettings, inputs: Inputs) -> dict[st
 
 
 def finish(result: Path) -> None:
-    """Remove what is left of a run's private folder once its result is in place."""
-    work = result.parent
-    (work / "checkpoint.pt").unlink(missing_ok=True)
-    if work.is_dir() and not any(work.iterdir()):
-        work.rmdir()
+    """Remove a run's private folder once its result is in place.
+
+    All of it: an attempt that was killed while it wrote leaves a temporary file behind.
+    """
+    shutil.rmtree(result.parent, ignore_errors=True)
 
 
 def peak_memory_bytes() -> int:

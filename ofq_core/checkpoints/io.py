@@ -13,6 +13,7 @@ from ofq_core.errors import CheckpointError
 from ofq_core.files import write_atomic
 
 FORMAT = "ofq-checkpoint-1"
+CONTENT = ("settings_sha256", "progress", "model", "optimizer", "tracker", "torch_rng")
 
 
 def save(path: Path, value: Any) -> None:
@@ -56,6 +57,9 @@ def load_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any]:
     value = load(path)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a training checkpoint of this suite (no {FORMAT} mark)")
+    missing = [key for key in CONTENT if key not in value]
+    if missing:
+        raise CheckpointError(f"{path}: damaged checkpoint (no {missing[0]}): delete it")
     if value["settings_sha256"] != settings_sha256:
         raise CheckpointError(
             f"{path} belongs to a run with other settings (sha256 "

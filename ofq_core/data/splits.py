@@ -16,6 +16,7 @@ from ofq_core.files import sha256_file
 
 ARRAYS, MANIFEST = "arrays.npz", "manifest.json"
 SPLITS = ("train", "val", "test")
+NEEDED = ("arrays_sha256", "mean", "std", "classes")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged ({error}); run `dvc repro -f prepare`") from error
     if not isinstance(manifest, dict):
         raise DataError(f"{path} is damaged (no mapping); run `dvc repro -f prepare`")
+    missing = [key for key in NEEDED if key not in manifest]
+    if missing:
+        raise DataError(f"{path} is damaged (no {missing[0]}); run `dvc repro -f prepare`")
     return manifest
 
 

@@ -41,7 +41,9 @@ def build_model(settings: ModelSettings, seed: int) -> nn.Module:
             )
         except (TypeError, AssertionError, ValueError) as error:
             raise ModelError(
-                f"model.name = {settings.name!r} cannot be built with {sizes}: {error}"
+                f"model.name = {settings.name!r} cannot be built with {sizes}: {error}. Expected a "
+                "vision transformer with attention blocks that takes these sizes, such as "
+                "deit_tiny_distilled_patch16_224"
             ) from error
     if not isinstance(model, VisionTransformer):
         raise ModelError(

@@ -11,8 +11,10 @@ gradient always reaches the parameter, so a scale that became negative can recov
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,6 +80,26 @@ def lsq_codes(x: Tensor, scale: Tensor, qmin: int, qmax: int, axis: int | None) 
     return lsq_position(x, scale, axis).clamp(qmin, qmax).round()
 
 
+def _zero_outside(values: Tensor, v: Tensor, qmin: int, qmax: int) -> Tensor:
+    """`values` where qmin <= v <= qmax, else 0.
+
+    The backward of hardtanh selects in one vectorised pass, an order of magnitude faster on a CPU
+    than a comparison and a masked fill. Its bounds are exclusive, so they are moved out by one unit
+    in the last place.
+    """
+    low, high = _just_outside(qmin, qmax, v.dtype == torch.float64)
+    selected: Tensor = torch.ops.aten.hardtanh_backward(values, v, low, high)
+    return selected
+
+
+@lru_cache
+def _just_outside(qmin: int, qmax: int, double: bool) -> tuple[float, float]:
+    """The nearest floating-point numbers below qmin and above qmax."""
+    number = np.float64 if double else np.float32
+    low, high = number(qmin), number(qmax)
+    return float(np.nextafter(low, number(-np.inf))), float(np.nextafter(high, number(np.inf)))
+
+
 class _LSQ(torch.autograd.Function):
     """Saves x and s only and recomputes v and z in the backward."""
 
@@ -106,10 +128,9 @@ class _LSQ(torch.autograd.Function):
         effective = broadcast_scale(scale, x.ndim, axis).clamp(min=SCALE_FLOOR)
         grad_wide = at_least_float32(grad)
         v = at_least_float32(x) / effective
-        clamped = v.clamp(qmin, qmax)
-        outside = clamped != v
-        grad_x = grad_wide.masked_fill(outside, 0.0)
-        residual = clamped.round_().sub_(v.masked_fill_(outside, 0.0)).mul_(grad_wide)
+        grad_x = _zero_outside(grad_wide, v, qmin, qmax)
+        residual = v.clamp(qmin, qmax).round_().sub_(_zero_outside(v, v, qmin, qmax))
+        residual.mul_(grad_wide)
         gain = 1.0 / math.sqrt(qmax * (x.numel() // scale.numel()))
         axes = shared_axes(x.ndim, axis)
         total = residual.sum(dim=axes) if axes else residual

@@ -188,7 +188,7 @@ class Trainer:
         where = f", first in {broken[0]}" if broken else " (all weights are still finite)"
         kept = f"; last good checkpoint: {self.checkpoint}" if self.checkpoint.exists() else ""
         raise TrainingError(
-            f"loss = {loss.item()} at step {self.progress.step} of epoch {self.progress.epoch}"
+            f"loss = {loss.item()} at step {self.progress.step} (epoch {self.progress.epoch})"
             f"{where}{kept}. Lower recipe.lr = {self.recipe.lr:g}."
         )
 

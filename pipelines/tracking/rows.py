@@ -1,0 +1,69 @@
+"""The rendered table, handed to the parent runs of its rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import TrackingError, first_line
+from .labels import NOTE, RENDERED
+from .record import MAX_FILE_BYTES, digest_of
+from .store import Outcome, Store
+
+TABLE = "ablation"
+_BITS = re.compile(r"w\d+a\d+")
+_MAX_NOTE = 5000
+
+
+def attach_rows(store: Store, rendered: Path, study: str) -> dict[str, Outcome]:
+    """Attach `rows/<method>.md`, the table's files and its means to each row's parent run.
+
+    Raises:
+        TrackingError: `rendered` holds no table, or the store refused.
+    """
+    cells = _read_table(rendered / f"{TABLE}.json")
+    table = tuple(path for path in sorted(rendered.glob(f"{TABLE}.*")) if _small(path))
+    outcomes: dict[str, Outcome] = {}
+    for method, row in cells.items():
+        text = rendered / "rows" / f"{method}.md"
+        files = (text, *table) if text.is_file() else table
+        tags = {RENDERED: digest_of(files)}
+        if text.is_file():
+            tags[NOTE] = text.read_text(encoding="utf-8")[:_MAX_NOTE]
+        outcomes[method] = store.attach_row(study, method, row, tags, files, RENDERED)
+    return outcomes
+
+
+def _small(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= MAX_FILE_BYTES
+
+
+def _read_table(path: Path) -> dict[str, dict[str, float]]:
+    """Method -> `w2a2.top1_mean` -> value, from method -> w2a2 -> top1_mean -> value."""
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TrackingError(f"{path} is missing: render the tables first") from None
+    except (OSError, ValueError) as error:
+        raise TrackingError(f"{path} cannot be read: {first_line(error)}") from error
+    rows = {
+        method: _numbers(cells)
+        for method, cells in (loaded.items() if isinstance(loaded, dict) else ())
+        if isinstance(cells, Mapping) and any(_BITS.fullmatch(key) for key in cells)
+    }
+    if not rows:
+        raise TrackingError(f"{path} holds no table row (method -> w2a2 -> values)")
+    return rows
+
+
+def _numbers(cells: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        f"{bits}.{name}": float(value)
+        for bits, cell in cells.items()
+        if _BITS.fullmatch(bits) and isinstance(cell, Mapping)
+        for name, value in cell.items()
+        if isinstance(value, (int, float))
+    }

@@ -1,0 +1,1 @@
+"""Tables and figures of the benchmark, rendered from result files; no training, no torch."""

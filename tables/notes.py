@@ -1,0 +1,128 @@
+"""The notes under a table: the specification, filled in, and what the runs disclose."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tables.alike import differing_keys
+from tables.errors import TableError
+from tables.files import read_json
+from tables.model import Row
+from tables.runs import Run, Study
+from tables.spec import TableSpec
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.]+)\}")
+_TRUST = (
+    "Trust of a published value: primary (p) = read in the authors' own README or abstract; "
+    "derived (d) = arithmetic on primary values; secondary (s) = quoted by a third party; "
+    "user (u) = measured by an outside reproducer. LSQ +x = only the gain over LSQ is known; "
+    "not found = left empty, not guessed."
+)
+
+
+def table_notes(
+    study: Study,
+    spec: TableSpec,
+    rows: Sequence[Row],
+    quantized: Sequence[Run],
+    shown: Sequence[Run],
+    comparable: bool,
+    teacher: Path | None,
+) -> tuple[str, ...]:
+    """All notes in order; TableError if the quantized runs disagree on a placeholder's value."""
+    last = spec.comparable_note if comparable else spec.published_note
+    where = f"table '{spec.name}'"
+    notes = [fill(note, quantized, where) for note in (*spec.notes, last)]
+    notes.append(_TRUST)
+    notes += [
+        note for note in (_published_detail(rows), _own_recipe(spec, quantized, shown)) if note
+    ]
+    if teacher is not None:
+        notes.append(teacher_note(teacher))
+    notes += _missing(spec, rows)
+    if study.unfinished:
+        notes.append(f"Not finished, so not counted: {', '.join(study.unfinished)}.")
+    left_out = sorted({f"{run.method}-{run.bits}" for run in study.runs if run not in shown})
+    if left_out:
+        notes.append(f"In the results folder but not in this table: {', '.join(left_out)}.")
+    return tuple(notes)
+
+
+def fill(template: str, runs: Sequence[Run], where: str) -> str:
+    """Replace {dotted.keys} by the one value that all `runs` have for them."""
+    computed = _computed(runs)
+
+    def value(match: re.Match[str]) -> str:
+        key = match.group(1)
+        if key in computed:
+            return str(computed[key])
+        values = {str(run.settings[key]) for run in runs if key in run.settings}
+        if len(values) != 1 or any(key not in run.settings for run in runs):
+            found = ", ".join(sorted(values)) or "no value"
+            raise TableError(
+                f"{where}: a note needs one value of {key} in every settings.yaml, found {found}"
+            )
+        return values.pop()
+
+    return _PLACEHOLDER.sub(value, " ".join(template.split()))
+
+
+def _computed(runs: Sequence[Run]) -> Mapping[str, Any]:
+    computed: dict[str, Any] = {
+        "n_images": runs[0].n_images,
+        "image_points": f"{100 / runs[0].n_images:.2g}",
+    }
+    epochs = [runs[0].settings.get(key) for key in ("recipe.epochs", "recipe.cga_epochs")]
+    if all(isinstance(value, int) for value in epochs):
+        computed["total_epochs"] = sum(epochs)
+    return computed
+
+
+def teacher_note(path: Path) -> str:
+    """One sentence on the teacher, from JSON with top1 (percent), n_images and maybe epochs."""
+    teacher = read_json(path)
+    for key in ("top1", "n_images"):
+        if isinstance(teacher.get(key), bool) or not isinstance(teacher.get(key), int | float):
+            raise TableError(f"{path}: key '{key}' is missing or not a number")
+    epochs = f" after {teacher['epochs']} epochs" if teacher.get("epochs") is not None else ""
+    top1, n_images = teacher["top1"], teacher["n_images"]
+    return f"The teacher has a test top-1 of {top1:.2f} % on {n_images} images{epochs}."
+
+
+def _published_detail(rows: Sequence[Row]) -> str:
+    noted = [(row.label, row.cells[0].published.note) for row in rows]
+    details = [f"{label}: {note}" for label, note in noted if note and note != "not found"]
+    return f"On the published values. {'; '.join(details)}." if details else ""
+
+
+def _own_recipe(spec: TableSpec, quantized: Sequence[Run], shown: Sequence[Run]) -> str:
+    """Disclose, key by key, where a row that may differ does differ from the others."""
+    sentences = []
+    for row in spec.rows:
+        own = [run for run in shown if run.method == row.method]
+        if not row.may_differ or not own or quantized[0].method == row.method:
+            continue
+        keys = [
+            key
+            for key in differing_keys(own[0], quantized[0])
+            if any(key == prefix or key.startswith(f"{prefix}.") for prefix in row.may_differ)
+        ]
+        ours, theirs = own[0].settings, quantized[0].settings
+        pairs = [
+            f"{key} {ours.get(key, 'unset')} (quantized rows: {theirs.get(key, 'unset')})"
+            for key in keys
+        ]
+        if pairs:
+            sentences.append(f"{row.label} has its own {', '.join(pairs)}.")
+    return " ".join(sentences)
+
+
+def _missing(spec: TableSpec, rows: Sequence[Row]) -> list[str]:
+    missing = [
+        f"{row.label} W{cell.wbits}A{cell.abits}: {cell.reason}"
+        for row in rows
+        for cell in row.cells
+        if cell.status == "missing"
+    ]
+    return [f"Missing cells (—). {'; '.join(missing)}."] if missing else []

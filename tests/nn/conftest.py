@@ -1,0 +1,82 @@
+"""Builders of quantized layers with the weights of a golden case."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from ofq_core.models.torchvision_compat import import_torchvision
+from ofq_core.nn import StatsQWeight
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread():
+    """The tensors here are tiny."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def timm_attention():
+    """timm's Attention, freshly initialised with nonzero biases: (dim, heads) -> module."""
+    import_torchvision()
+    from timm.layers.attention import Attention
+
+    def build(dim=8, heads=2, qkv_bias=True, seed=0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            attention = Attention(dim, heads, qkv_bias=qkv_bias)
+            for parameter in attention.parameters():
+                nn.init.normal_(parameter, std=0.3)
+        return attention
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_statsq():
+    return lambda bits: partial(StatsQWeight, bits=bits)
+
+
+@pytest.fixture
+def check_module(close):
+    """Load a golden case into a module, run it forward and backward, compare everything.
+
+    `names` maps a released parameter name to the names here; where there are several, the released
+    tensor is their concatenation. Loading is strict: a tensor that gets no value is an error.
+    """
+
+    def check(module, group, case, names, run=None, skip=()):
+        values = {k: torch.tensor(v) for k, v in case["params"].items() if k not in skip}
+        state = {}
+        for released, value in values.items():
+            ours = names(released)
+            ours = (ours,) if isinstance(ours, str) else ours
+            parts = value.chunk(len(ours)) if len(ours) > 1 else (value,)
+            state.update(zip(ours, parts, strict=True))
+        module.load_state_dict(state, strict=True)
+
+        x = torch.tensor(group["input"], requires_grad=True)
+        run = run or (lambda x: module(x))
+        output = run(x)
+        output.backward(torch.tensor(group["upstream"]))
+        close(output, case["output"], "output")
+        close(x.grad, case["grad_input"], "grad_input")
+        assert case["eval_output_equal"]
+        module.eval()
+        assert torch.equal(run(x), output)
+
+        parameters = dict(module.named_parameters())
+        for released, expected in case["grads"].items():
+            if released in skip:
+                continue
+            ours = names(released)
+            ours = (ours,) if isinstance(ours, str) else ours
+            gradient = torch.cat([parameters.pop(name).grad for name in ours])
+            close(gradient, expected, f"gradient of {released}")
+        assert not parameters, "every gradient is compared"
+
+    return check

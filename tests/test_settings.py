@@ -1,0 +1,259 @@
+"""Settings: each mistake gives one message with key, value and what is allowed."""
+
+import copy
+import math
+import subprocess
+import sys
+
+import pytest
+
+from ofq_core.errors import SettingsError
+from ofq_core.settings import RunSettings, StudySettings, validated
+
+MISSING = object()
+RECIPE = {"epochs": 10, "cga_epochs": 2, "batch_size": 32, "lr": 1e-3}
+VALID = {
+    "study": "digits",
+    "seed": 0,
+    "quant": {"weight": "statsq", "wbits": 2, "abits": 2, "qkr": True, "cga": True},
+    "grid": {"methods": ["lsq", "ofq"], "bits": [2, 3, 4], "seeds": [0, 1, 2], "quant": {}},
+    "methods": {
+        "lsq": {"weight": "lsq", "qkr": False, "cga": False},
+        "ofq": {"weight": "statsq", "qkr": True, "cga": True},
+    },
+    "model": {"name": "deit_tiny_distilled_patch16_224", "num_classes": 10},
+    "data": {"name": "digits"},
+    "recipe": RECIPE,
+    "distill": {},
+    "teacher": {"seed": 0, "recipe": dict(RECIPE)},
+}
+
+
+def changed(path, value):
+    raw = copy.deepcopy(VALID)
+    *parents, leaf = path.split(".")
+    place = raw
+    for key in parents:
+        place = place[key]
+    if value is MISSING:
+        del place[leaf]
+    else:
+        place[leaf] = value
+    return raw
+
+
+def read(raw):
+    return validated(StudySettings, raw, "params.yaml")
+
+
+def message_of(raw):
+    with pytest.raises(SettingsError) as error:
+        read(raw)
+    return str(error.value)
+
+
+def test_valid_settings_are_taken():
+    settings = read(VALID)
+    assert settings.quant.wbits == 2
+    assert settings.quant.edge_bits == 8
+    assert settings.grid.seeds == (0, 1, 2)
+    for bits in (2, 3, 4, 5, 6, 7, 8, 32):
+        assert read(changed("quant.cga", False) | {"seed": bits}).seed == bits
+        raw = changed("quant.cga", False)
+        raw["quant"]["wbits"] = bits
+        assert read(raw).quant.wbits == bits
+
+
+# What is written at a key, and what the one line must contain.
+MISTAKES = [
+    # bits: neither outside the range, nor what YAML or Python take for a number
+    ("quant.wbits", 1, ["quant.wbits = 1", "2, 3, 4, 5, 6, 7, 8 or 32"]),
+    ("quant.wbits", 9, ["quant.wbits = 9", "2, 3, 4, 5, 6, 7, 8 or 32"]),
+    ("quant.wbits", 0, ["quant.wbits = 0", "2, 3, 4, 5, 6, 7, 8 or 32"]),
+    ("quant.wbits", -2, ["quant.wbits = -2", "2, 3, 4, 5, 6, 7, 8 or 32"]),
+    ("quant.wbits", "two", ["quant.wbits = 'two'", "whole number", "2, 3, 4, 5, 6, 7, 8, 32"]),
+    ("quant.wbits", "2", ["quant.wbits = '2'", "whole number"]),
+    ("quant.wbits", 2.5, ["quant.wbits = 2.5", "whole number", "2, 3, 4, 5, 6, 7, 8, 32"]),
+    ("quant.wbits", 2.0, ["quant.wbits = 2.0", "whole number"]),
+    ("quant.wbits", True, ["quant.wbits = True", "whole number"]),
+    ("quant.wbits", None, ["quant.wbits = None", "whole number"]),
+    ("quant.wbits", [2], ["quant.wbits = [2]", "whole number"]),
+    ("quant.abits", 1, ["quant.abits = 1", "2, 3, 4, 5, 6, 7, 8 or 32"]),
+    ("quant.abits", True, ["quant.abits = True", "whole number"]),
+    ("quant.edge_bits", 4, ["quant.edge_bits = 4", "8 or 32"]),
+    ("quant.wbits", MISSING, ["quant.wbits", "missing"]),
+    # names
+    ("quant.weight", "statq", ["quant.weight = 'statq'", "'statsq' or 'lsq'"]),
+    ("quant.qk_bias", "keep", ["quant.qk_bias = 'keep'", "'fold' or 'drop'"]),
+    ("quant.qkr", "perhaps", ["quant.qkr = 'perhaps'", "boolean"]),
+    ("data.name", "imagenet", ["data.name = 'imagenet'", "'digits'"]),
+    ("distill.teacher_head", "dist", ["distill.teacher_head = 'dist'", "'mean' or 'cls'"]),
+    ("study", "a b/c", ["study = 'a b/c'", "pattern"]),
+    # misspelt keys
+    ("quant.wbit", 2, ["quant.wbit", "unknown key", "did you mean 'wbits'?"]),
+    ("quants", {}, ["quants", "unknown key", "did you mean 'quant'?", "recipe"]),
+    ("recipe.epoch", 3, ["recipe.epoch", "unknown key", "did you mean 'epochs'?"]),
+    ("teacher.recipe.epoch", 3, ["teacher.recipe.epoch", "did you mean 'epochs'?"]),
+    ("methods.ofq.qrk", True, ["methods.ofq.qrk", "unknown key", "did you mean 'qkr'?"]),
+    ("grid.seed", [1], ["grid.seed", "unknown key", "did you mean 'seeds'?"]),
+    ("distill.xyzzy", 1, ["distill.xyzzy", "unknown key", "known keys: hard_weight"]),
+    # seeds and grid
+    ("seed", -1, ["seed = -1", "greater than or equal to 0"]),
+    ("seed", 1.5, ["seed = 1.5", "integer"]),
+    ("seed", True, ["seed = True", "integer"]),
+    ("seed", 2**31, [f"seed = {2**31}", f"less than {2**31}"]),
+    ("grid.seeds", [], ["grid.seeds = []", "at least 1"]),
+    ("grid.seeds", 3, ["grid.seeds = 3", "tuple"]),
+    ("grid.seeds", [0, 1, 0], ["grid", "seeds = [0, 1, 0]", "twice"]),
+    ("grid.seeds", [0, "one"], ["grid.seeds.1 = 'one'", "integer"]),
+    ("grid.bits", [], ["grid.bits = []", "at least 1"]),
+    ("grid.bits", [2, 2], ["grid", "bits = [2, 2]", "twice"]),
+    ("grid.bits", [1, 2], ["grid.bits.0 = 1", "2, 3, 4, 5, 6, 7 or 8"]),
+    ("grid.bits", [2, 32], ["grid.bits.1 = 32", "2, 3, 4, 5, 6, 7 or 8"]),
+    ("grid.bits", [2, True], ["grid.bits = [2, True]", "whole numbers from 2 to 8", "True"]),
+    ("grid.bits", [2, 3.0], ["grid.bits = [2, 3.0]", "whole numbers from 2 to 8", "3.0"]),
+    ("grid.methods", [], ["grid.methods = []", "at least 1"]),
+    ("grid.methods", ["lsq", "lsq"], ["methods = ['lsq', 'lsq']", "twice"]),
+    ("grid.methods", ["lsq", "qat"], ["grid.methods", "'qat'", "known are lsq, ofq"]),
+    # recipe
+    ("recipe.epochs", 0, ["recipe.epochs = 0", "greater than or equal to 1"]),
+    ("recipe.epochs", 2.0, ["recipe.epochs = 2.0", "integer"]),
+    ("recipe.epochs", "ten", ["recipe.epochs = 'ten'", "integer"]),
+    ("recipe.epochs", MISSING, ["recipe.epochs", "missing"]),
+    ("recipe.cga_epochs", -1, ["recipe.cga_epochs = -1", "greater than or equal to 0"]),
+    ("recipe.batch_size", 0, ["recipe.batch_size = 0", "greater than or equal to 1"]),
+    ("recipe.lr", -0.1, ["recipe.lr = -0.1", "greater than 0"]),
+    ("recipe.lr", 0, ["recipe.lr = 0", "greater than 0"]),
+    ("recipe.lr", math.nan, ["recipe.lr = nan", "finite"]),
+    ("recipe.lr", math.inf, ["recipe.lr = inf", "finite"]),
+    ("recipe.min_lr", 1.0, ["recipe", "min_lr = 1", "must not exceed lr = 0.001"]),
+    ("recipe.warmup_epochs", 10, ["recipe", "warmup_epochs = 10", "below epochs = 10"]),
+    ("recipe.warmup_epochs", 11, ["recipe", "warmup_epochs = 11", "below epochs = 10"]),
+    ("recipe.label_smoothing", 1.0, ["recipe.label_smoothing = 1.0", "less than 1"]),
+    ("recipe", MISSING, ["recipe", "missing"]),
+    ("recipe", None, ["recipe = None", "dictionary"]),
+    ("teacher.recipe.epochs", 0, ["teacher.recipe.epochs = 0", "greater than or equal to 1"]),
+    # CGA, distillation, data, model
+    ("quant.boundary_range", 0, ["quant.boundary_range = 0", "greater than 0"]),
+    ("quant.boundary_range", 0.6, ["quant.boundary_range = 0.6", "less than or equal to 0.5"]),
+    ("distill.temperature", 0, ["distill.temperature = 0", "greater than 0"]),
+    ("distill.soft_weight", -1, ["distill.soft_weight = -1", "greater than or equal to 0"]),
+    ("data.test_share", 1.5, ["data.test_share = 1.5", "less than 1"]),
+    ("data.test_share", 0.95, ["data", "test_share + val_share = 1.05", "below 1"]),
+    ("model.num_classes", 1, ["model.num_classes = 1", "greater than or equal to 2"]),
+    ("model.name", 5, ["model.name = 5", "string"]),
+]
+
+
+def name_of(mistake):
+    path, value, _ = mistake
+    return f"{path}={'missing' if value is MISSING else value}"
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=name_of)
+def test_mistake(mistake):
+    path, value, parts = mistake
+    message = message_of(changed(path, value))
+    assert "\n" not in message, "one mistake, one line"
+    assert message.startswith("params.yaml: ")
+    for part in parts:
+        assert part in message
+    assert "pydantic" not in message
+    assert "Value error" not in message
+
+
+def test_cga_without_quantized_weights():
+    raw = changed("quant.wbits", 32)
+    message = message_of(raw)
+    assert message == "params.yaml: quant: cga = true needs quantized weights, but wbits = 32"
+    raw["quant"]["cga"] = False
+    assert read(raw).quant.method == "statsq_qkr"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts"),
+    [
+        ({"embed_dim": 25, "num_heads": 3}, ["embed_dim = 25", "multiple of num_heads = 3"]),
+        ({"img_size": 9, "patch_size": 2}, ["img_size = 9", "multiple of patch_size = 2"]),
+    ],
+)
+def test_sizes_that_contradict_each_other(sizes, parts):
+    raw = copy.deepcopy(VALID)
+    raw["model"].update(sizes)
+    message = message_of(raw)
+    assert "\n" not in message
+    assert all(part in message for part in parts)
+
+
+def test_every_mistake_is_reported_at_once():
+    raw = changed("quant.wbits", "two")
+    raw["recipe"] = {**RECIPE, "epochs": 0}
+    raw["data"] = {"nmae": "digits"}
+    lines = message_of(raw).splitlines()
+    assert len(lines) == 4  # an unknown key is also a missing one
+    assert all(line.startswith("params.yaml: ") for line in lines)
+
+
+@pytest.mark.parametrize("raw", [None, [], "quant", 3])
+def test_a_file_that_holds_no_settings(raw):
+    message = message_of(raw)
+    assert "\n" not in message
+    assert message.startswith("params.yaml: settings = ")
+
+
+@pytest.mark.parametrize(
+    ("toggles", "name"),
+    [
+        (("lsq", 2, False, False), "lsq"),
+        (("statsq", 2, False, False), "statsq"),
+        (("statsq", 2, True, False), "statsq_qkr"),
+        (("statsq", 2, True, True), "ofq"),
+        (("statsq", 2, False, True), "statsq_cga"),
+        (("lsq", 2, True, True), "lsq_qkr_cga"),
+    ],
+)
+def test_method_is_named_after_its_toggles(toggles, name):
+    raw = copy.deepcopy(VALID)
+    raw["quant"] = dict(zip(("weight", "wbits", "qkr", "cga"), toggles, strict=True))
+    raw["quant"]["abits"] = 2
+    assert read(raw).experiment().method == name
+
+
+def test_cells_of_the_grid():
+    settings = read(VALID)
+    cell = settings.cell("ofq", 3, 1)
+    assert cell.name == "ofq-w3a3-s1"
+    assert (cell.quant.qkr, cell.quant.cga, cell.quant.weight) == (True, True, "statsq")
+    assert settings.cell("lsq", 2, 0).quant.weight == "lsq"
+    assert settings.full_precision(2).name == "fp-w32a32-s2"
+    with pytest.raises(SettingsError, match="method = 'ofk' is unknown, did you mean 'ofq'"):
+        settings.cell("ofk", 2, 0)
+    with pytest.raises(SettingsError, match=r"grid cell ofq-9-0: quant\.wbits = 9: expected 2"):
+        settings.cell("ofq", 9, 0)
+
+
+def test_hash_depends_on_values_only():
+    settings = read(VALID)
+    backwards = {key: VALID[key] for key in reversed(VALID)}
+    assert read(backwards).experiment().sha256() == settings.experiment().sha256()
+    other = read(changed("recipe.lr", 2e-3)).experiment()
+    assert other.sha256() != settings.experiment().sha256()
+
+
+def test_run_settings_survive_a_file():
+    run = read(VALID).experiment()
+    again = validated(RunSettings, run.model_dump(mode="json"), "settings.yaml")
+    assert again == run
+    assert again.sha256() == run.sha256()
+
+
+def test_settings_are_immutable():
+    settings = read(VALID)
+    with pytest.raises(Exception, match="frozen"):
+        settings.seed = 3
+
+
+def test_no_torch_is_imported():
+    """Bad settings are reported before the slow imports."""
+    code = "import sys, ofq_core.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,41 @@
+"""A tracking server instead of a file: the same runs, with the server's own artifact store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def ask(address: str, path: str) -> Any:
+    with urllib.request.urlopen(f"{address}/api/2.0/{path}", timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_logging_to_a_server(
+    tmp_path: Path,
+    address: str,
+    make_run: Callable[..., Path],
+    cli: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    make_run(tmp_path, study="remote")
+    for expected in ("1 logged", "1 unchanged"):
+        done = cli(tmp_path, "log", MLFLOW_TRACKING_URI=address)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert expected in done.stdout
+    assert not (tmp_path / "mlflow.db").exists()
+    assert not (tmp_path / "mlruns").exists()
+    found = ask(address, "mlflow/experiments/get-by-name?experiment_name=remote")["experiment"]
+    search = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/runs/search",
+        data=json.dumps({"experiment_ids": [found["experiment_id"]]}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(search, timeout=30) as answer:
+        runs = {run["info"]["run_name"]: run["info"] for run in json.load(answer)["runs"]}
+    assert runs.keys() == {"OFQ (StatsQ + QKR + CGA)", "ofq-w2a2-s0"}
+    files = ask(address, f"mlflow/artifacts/list?run_id={runs['ofq-w2a2-s0']['run_id']}")["files"]
+    assert {file["path"] for file in files} >= {"metrics.json", "settings.yaml", "history.csv"}

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ofq_core.models.geometry import token_count
 from ofq_core.nn import QKRAttention, QuantConv2d, QuantLinear, WeightQuantizer
 
 FLOAT_BYTES = 4
@@ -54,7 +55,7 @@ class ModelCost:
 def model_cost(model: nn.Module) -> ModelCost:
     """Cost of a timm vision transformer, converted or not."""
     vit: Any = model
-    tokens, dim = vit.pos_embed.shape[1], vit.embed_dim
+    tokens, dim = token_count(vit), vit.embed_dim
     macs = vit.patch_embed.num_patches * vit.patch_embed.proj.weight.numel()
     for name in ("head", "head_dist"):
         head = getattr(vit, name, None)
@@ -67,7 +68,10 @@ def model_cost(model: nn.Module) -> ModelCost:
         macs += cost.macs
         if qkr:
             plain = block_cost(*geometry, qkr=False)
-            extra_macs += cost.macs - plain.macs
+            # The folded query bias is one more product per token and head.
+            bias_macs = tokens * dim * block.attn.num_heads if block.attn.q_bias is not None else 0
+            macs += bias_macs
+            extra_macs += cost.macs - plain.macs + bias_macs
             extra_weights += cost.weights - plain.weights
     return ModelCost(macs, packed_bytes(model), extra_macs, extra_weights)
 

@@ -127,7 +127,7 @@ class DataSettings(Model):
 
     test_share, val_share: shares of all images; the rest trains. shift_pixels: random shift in
     each direction, zero-padded. scale_range, rotate_degrees: random zoom and rotation. noise:
-    standard deviation of additive noise, in units of the normalised image.
+    standard deviation of additive noise, in units of the image's range [0, 1].
     """
 
     name: Literal["digits"]
@@ -195,6 +195,14 @@ class DistillSettings(Model):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     teacher_head: Literal["mean", "cls"] = "mean"
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> DistillSettings:
+        if self.hard_weight == 0 and self.soft_weight == 0:
+            raise ValueError(
+                "hard_weight = soft_weight = 0 leaves nothing to learn: one must be > 0"
+            )
+        return self
+
 
 class TeacherSettings(Model):
     """The full-precision model: trained by this recipe, or read from `checkpoint`."""
@@ -244,6 +252,13 @@ class StudySettings(Model):
     distill: DistillSettings
     teacher: TeacherSettings
 
+    @field_validator("study")
+    @classmethod
+    def _own_folder(cls, value: str) -> str:
+        if value in ("teacher", "experiment"):
+            raise ValueError(f"results/{value} is taken by a stage: expected another name")
+        return value
+
     @model_validator(mode="after")
     def _known_methods(self) -> StudySettings:
         for name in self.grid.methods:
@@ -287,9 +302,11 @@ class StudySettings(Model):
         quant = QuantSettings(
             weight="statsq", wbits=32, abits=32, edge_bits=32, qkr=False, cga=False
         )
-        return self._run(quant, seed, self.teacher.recipe)
+        return self._run(quant, seed, self.teacher.recipe, distill=False)
 
-    def _run(self, quant: QuantSettings, seed: int, recipe: RecipeSettings) -> RunSettings:
+    def _run(
+        self, quant: QuantSettings, seed: int, recipe: RecipeSettings, distill: bool = True
+    ) -> RunSettings:
         raw = {
             "study": self.study,
             "method": quant.method,
@@ -299,7 +316,7 @@ class StudySettings(Model):
             "model": self.model,
             "data": self.data,
             "recipe": recipe,
-            "distill": self.distill,
+            "distill": self.distill if distill else None,
         }
         return validated(RunSettings, raw, f"run {quant.method} with seed {seed}")
 
@@ -315,7 +332,16 @@ class RunSettings(Model):
     model: ModelSettings
     data: DataSettings
     recipe: RecipeSettings
-    distill: DistillSettings
+    distill: DistillSettings | None
+
+    @model_validator(mode="after")
+    def _cga_has_epochs(self) -> RunSettings:
+        if self.quant.cga and self.recipe.cga_epochs == 0:
+            raise ValueError(
+                "quant.cga = true, but recipe.cga_epochs = 0: CGA acts only in those epochs, "
+                "expected at least 1"
+            )
+        return self
 
     @property
     def name(self) -> str:

@@ -21,8 +21,7 @@ def main(argv: list[str]) -> None:
         from pipelines.training import Inputs, evaluate_run
 
         settings = read_settings(FOLDER)
-        teacher = WEIGHTS if settings.method != "fp" else None
-        metrics = evaluate_run(FOLDER, settings, Inputs(data_folder(study), teacher))
+        metrics = evaluate_run(FOLDER, settings, Inputs(data_folder(study), WEIGHTS))
         write_json(FOLDER / "metrics.json", metrics)
         tracker.log(FOLDER)
     print(f"evaluate {settings.name}: {describe(metrics)}")

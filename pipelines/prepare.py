@@ -17,9 +17,10 @@ def data_folder(study: StudySettings) -> Path:
 
 def main(argv: list[str]) -> None:
     """Prepare the data that params.yaml names."""
+    study = load_study()
+    # Imported here, so that a wrong setting is reported before torch is loaded.
     from ofq_core.data import prepare_digits
 
-    study = load_study()
     folder = data_folder(study)
     manifest = prepare_digits(study.data, folder)
     counts = ", ".join(f"{name} {part['images']}" for name, part in manifest["splits"].items())

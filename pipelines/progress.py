@@ -76,7 +76,7 @@ class ProgressBar:
                 desc=self.stage,
                 file=self.stream,
                 leave=False,
-                bar_format="{desc} |{bar}| {percentage:3.0f}% {postfix} [{elapsed}<{remaining}]",
+                bar_format="{desc} |{bar}| {percentage:3.0f}%{postfix} [{elapsed}<{remaining}]",
             )
         bar: tqdm[None] = self.bar  # type: ignore[assignment]
         bar.set_postfix_str(

@@ -17,11 +17,12 @@ def main(argv: list[str]) -> None:
     """Train the dialled experiment into results/experiment/."""
     study = load_study()
     settings = study.experiment()
-    teacher = WEIGHTS if settings.method != "fp" else None
     from pipelines.results import publish_files
     from pipelines.training import Inputs, finish, train_run
 
-    result = train_run(settings, Inputs(data_folder(study), teacher), "qat")
+    result = train_run(settings, Inputs(data_folder(study), WEIGHTS), "qat")
+    # Metrics of an earlier experiment must not stand beside these weights.
+    (FOLDER / "metrics.json").unlink(missing_ok=True)
     publish_files(result, FOLDER)
     finish(result)
 

@@ -28,11 +28,12 @@ HISTORY_COLUMNS = (
     "images_per_second",
     "oscillation_share",
     "flip_rate",
+    "free_share",
 )
 
 
 def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One line per epoch; losses are means over its steps, learning rate is that of the epoch."""
+    """One line per epoch; losses are means over its steps, `free_share` is empty outside CGA."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
+import ofq_core
 from ofq_core import checkpoints
 from ofq_core.cost import model_cost
 from ofq_core.data import PreparedData, load_prepared
 from ofq_core.errors import CheckpointError, DataError
 from ofq_core.evaluation import evaluate
 from ofq_core.files import sha256_file
-from ofq_core.models import QuantPlan, build_model, convert
+from ofq_core.models import QuantPlan, build_model, convert, image_shape
 from ofq_core.nn import calibrate
 from ofq_core.settings import RunSettings
 from ofq_core.training import Teacher, Trainer, generator, make_deterministic
@@ -54,6 +55,13 @@ def build_student(settings: RunSettings, inputs: Inputs, data: PreparedData, log
             f"model.num_classes = {settings.model.num_classes}, but the data has {data.classes} "
             "classes"
         )
+    shape = tuple(data.train.images.shape[1:])
+    if image_shape(model) != shape:
+        raise DataError(
+            f"model.img_size = {settings.model.img_size}, model.in_chans = "
+            f"{settings.model.in_chans}: the model takes images of shape {image_shape(model)}, the "
+            f"data has {shape} (channels, height, width)"
+        )
     if inputs.teacher is None:
         return model
     checkpoints.load_weights(model, inputs.teacher, "teacher")
@@ -77,7 +85,7 @@ def train_run(settings: RunSettings, inputs: Inputs, stage: str, log: Log = _say
 
     Returns:
         A folder with student.pt, history.csv, oscillation.json, training.json, settings.yaml and
-        env.json, complete; the caller moves it into place. The checkpoint is gone by then.
+        env.json, complete; the caller moves it into place and then calls `finish`.
     """
     began = time.time()
     make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
@@ -86,28 +94,30 @@ def train_run(settings: RunSettings, inputs: Inputs, stage: str, log: Log = _say
         raise CheckpointError(f"teacher {inputs.teacher}: no such file; run `dvc repro teacher`")
     work = PARTIAL / f"{stage}-{settings.name}-{_run_key(settings, inputs, data)[:12]}"
     checkpoint = work / "checkpoint.pt"
+    if checkpoint.exists():
+        # Read here too, so that a damaged one is reported before anything is built or said.
+        done = checkpoints.load_checkpoint(checkpoint, settings.sha256())["progress"]["epoch"]
+        log(f"{settings.name}: cut off before, going on after epoch {done} from {checkpoint}")
     model = build_student(settings, inputs, data, log)
     teacher = None
-    if inputs.teacher is not None:
+    if inputs.teacher is not None and settings.distill is not None:
         full = build_model(settings.model, settings.seed)
         checkpoints.load_weights(full, inputs.teacher, "teacher")
         teacher = Teacher(full, settings.distill.teacher_head)
-    if checkpoint.exists():
-        log(f"{settings.name}: an earlier attempt was cut off, going on from {checkpoint}")
     with ProgressBar(f"{stage} {settings.name}") as bar:
         trainer = Trainer(settings, model, teacher, data, checkpoint, bar)
         progress = trainer.run()
     result = work / "result"
     checkpoints.save(result / "student.pt", model.state_dict())
     write_history(result / "history.csv", progress.history)
-    write_json(result / "oscillation.json", trainer.tracker.layers())
+    write_json(result / "oscillation.json", trainer.oscillation_layers)
     train_images = len(progress.history) * trainer.steps * trainer.batch_size
     write_json(
         result / "training.json",
         {
             "val_top1": progress.best_top1,
             "epoch_selected": progress.best_epoch,
-            "oscillation": trainer.tracker.summary(),
+            "oscillation": trainer.oscillation,
             "cost": {
                 "train_seconds": progress.seconds,
                 "images_per_second": train_images / progress.seconds,
@@ -156,7 +166,19 @@ def peak_memory_bytes() -> int:
 
 
 def _run_key(settings: RunSettings, inputs: Inputs, data: PreparedData) -> str:
-    """Settings, data and teacher decide a run; a checkpoint of another one is never resumed."""
+    """All that decides a run: settings, data, teacher, torch and this code.
+
+    A checkpoint of anything else is never resumed.
+    """
     teacher = "" if inputs.teacher is None else sha256_file(inputs.teacher)
-    text = f"{settings.sha256()}/{data.manifest_sha256}/{teacher}"
+    text = f"{settings.sha256()}/{data.manifest_sha256}/{teacher}/{torch.__version__}/{_code_sha()}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _code_sha() -> str:
+    """Hash over the sources of ofq_core."""
+    root = Path(ofq_core.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()

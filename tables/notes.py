@@ -43,6 +43,11 @@ def table_notes(
     notes += _missing(spec, rows)
     if study.unfinished:
         notes.append(f"Not finished, so not counted: {', '.join(study.unfinished)}.")
+    if study.left_over:
+        notes.append(
+            "In the results folder from an earlier grid, so not counted: "
+            f"{', '.join(study.left_over)}."
+        )
     left_out = sorted({f"{run.method}-{run.bits}" for run in study.runs if run not in shown})
     if left_out:
         notes.append(f"In the results folder but not in this table: {', '.join(left_out)}.")

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 
 def render(
-    results: Path, out: Path, teacher: Path | None = None, table: str = "ablation"
+    results: Path,
+    out: Path,
+    teacher: Path | None = None,
+    table: str = "ablation",
+    only: Collection[str] | None = None,
 ) -> "RenderedPaths":
     """Read the runs below `results` and write every format of `table` into `out`.
 
-    `teacher` is an optional JSON file with the teacher's top1 (percent), n_images and epochs.
-    TableError, with a one-line message and nothing written, if the runs are missing, broken, or not
-    comparable.
+    `only` names the run folders that count, by default all. `teacher` is an optional JSON file with
+    the teacher's top1 (percent), n_images and epochs. TableError, with a one-line message and
+    nothing written, if the runs are missing, broken, or not comparable.
     """
     # Late, so that --show and --help do not wait for the template engine.
     from tables.build import build
@@ -30,7 +34,9 @@ def render(
     from tables.write import write_table
 
     spec = load_spec(table)
-    return write_table(build(read_study(results), spec, PublishedNumbers(), out, teacher), out)
+    return write_table(
+        build(read_study(results, only), spec, PublishedNumbers(), out, teacher), out
+    )
 
 
 def show(out: Path, table: str = "ablation") -> str:

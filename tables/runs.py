@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,21 +67,33 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """All runs of a results folder; `unfinished` names the run folders without metrics.json."""
+    """The runs of a results folder.
+
+    `unfinished` names run folders without metrics.json, `left_over` those that are not asked for.
+    """
 
     folder: Path
     runs: tuple[Run, ...]
     unfinished: tuple[str, ...]
+    left_over: tuple[str, ...] = ()
 
 
-def read_study(results: Path) -> Study:
-    """Read every run below `results`; TableError if there is none, or one is broken."""
+def read_study(results: Path, only: Collection[str] | None = None) -> Study:
+    """Read the runs below `results`; TableError if there is none, or one is broken.
+
+    `only` names the run folders that count; others, such as cells of an earlier grid, are left
+    alone. By default all count.
+    """
     if not results.is_dir():
         raise TableError(f"{results}: no such results folder; run the grid first (dvc repro)")
     runs: list[Run] = []
     unfinished: list[str] = []
+    left_over: list[str] = []
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         named = _FOLDER.fullmatch(folder.name) is not None
+        if named and only is not None and folder.name not in only:
+            left_over.append(folder.name)
+            continue
         if (folder / "metrics.json").exists():
             if not named:
                 raise TableError(
@@ -98,7 +110,7 @@ def read_study(results: Path) -> Study:
     for run in runs:
         _refuse_misnamed(run)
     runs.sort(key=lambda run: (run.method, run.wbits, run.abits, run.seed))
-    return Study(results, tuple(runs), tuple(unfinished))
+    return Study(results, tuple(runs), tuple(unfinished), tuple(left_over))
 
 
 def read_run(folder: Path) -> Run:

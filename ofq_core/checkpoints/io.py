@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ def load(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch warns of what it refuses a moment later.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) cannot be read: truncated, or not a file of "
@@ -54,17 +58,22 @@ def load_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any]:
     Raises:
         CheckpointError: unreadable, of another kind, or of a run with other settings.
     """
-    value = load(path)
+    afresh = "delete it to start afresh"
+    try:
+        value = load(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {afresh}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a training checkpoint of this suite (no {FORMAT} mark)")
+        raise CheckpointError(
+            f"{path}: not a training checkpoint of this suite (no {FORMAT} mark); {afresh}"
+        )
     missing = [key for key in CONTENT if key not in value]
     if missing:
-        raise CheckpointError(f"{path}: damaged checkpoint (no {missing[0]}): delete it")
+        raise CheckpointError(f"{path}: damaged checkpoint (no {missing[0]}); {afresh}")
     if value["settings_sha256"] != settings_sha256:
         raise CheckpointError(
             f"{path} belongs to a run with other settings (sha256 "
-            f"{value['settings_sha256'][:12]}, expected {settings_sha256[:12]}): delete it to "
-            "start afresh"
+            f"{value['settings_sha256'][:12]}, expected {settings_sha256[:12]}); {afresh}"
         )
     return value
 

@@ -36,6 +36,10 @@ def prepare_digits(settings: DataSettings, folder: Path) -> dict[str, Any]:
     labels = digits.target.astype(np.int64)
     index = np.arange(len(labels))
     seed = settings.split_seed
+    if settings.subset is not None and settings.subset > len(labels):
+        raise DataError(
+            f"data.subset = {settings.subset}: there are only {len(labels)} digits (null: all)"
+        )
     try:
         if settings.subset is not None and settings.subset < len(labels):
             index, _ = train_test_split(

@@ -3,6 +3,7 @@ every tensor."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq_core.errors import ModelError
+from ofq_core.models.geometry import token_count
 from ofq_core.nn import (
     AttentionPlan,
     FullPrecisionWeight,
@@ -73,7 +75,8 @@ class ConversionReport:
 
     def summary(self) -> str:
         """One line for the log."""
-        dropped = "".join(f"; dropped {name} ({why})" for name, why in self.dropped.items())
+        kinds = Counter((".".join(n.split(".")[-2:]), why) for n, why in self.dropped.items())
+        dropped = "".join(f"; {n} x {kind} dropped ({why})" for (kind, why), n in kinds.items())
         return f"{len(self.kept)} tensors kept, {len(self.new)} new{dropped}"
 
 
@@ -96,9 +99,7 @@ def convert(model: nn.Module, plan: QuantPlan) -> ConversionReport:
         )
     vit: Any = model
     _check_surroundings(vit)
-    tokens = int(vit.pos_embed.shape[1]) + (
-        vit.num_prefix_tokens if getattr(vit, "no_embed_class", False) else 0
-    )
+    tokens = token_count(vit)
     attention_plan = AttentionPlan(
         tokens=tokens,
         activation_bits=plan.activation_bits,

@@ -45,6 +45,10 @@ class ConfidenceGuidedAnnealing:
         for product in self.products:
             product.quantizer.gradient_band = None
 
+    def free_share(self) -> float:
+        """Share of the weights that were free to move in the last step; 1 before any step."""
+        return 1.0 - int(self.frozen) / self.total if self.total else 1.0
+
     @torch.no_grad()
     def step(self) -> None:
         """One optimizer step; gradients must be there. Updates the counts of frozen weights."""

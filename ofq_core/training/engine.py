@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ofq_core import checkpoints
 from ofq_core.data import PreparedData, augment
-from ofq_core.errors import OFQError
+from ofq_core.errors import DataError, OFQError
 from ofq_core.evaluation import evaluate
-from ofq_core.settings import RunSettings
+from ofq_core.settings import DistillSettings, RunSettings
 from ofq_core.training.cga import ConfidenceGuidedAnnealing
 from ofq_core.training.distill import Teacher, distillation_loss
 from ofq_core.training.lowbit import low_bit_weights
@@ -94,8 +94,18 @@ class Trainer:
             self.optimizer, low_bit_weights(model), settings.quant.boundary_range
         )
         self.progress = Progress()
+        # Of the weights after the last step, whichever epoch is selected.
+        self.oscillation: dict[str, float] | None = None
+        self.oscillation_layers: dict[str, dict[str, Any]] = {}
+        # Without a teacher both heads learn the labels with equal weight.
+        self.distill = settings.distill or DistillSettings()
         self.epochs = self.recipe.epochs + self.recipe.cga_epochs
-        self.batch_size = min(self.recipe.batch_size, len(data.train))
+        self.batch_size = self.recipe.batch_size
+        if self.batch_size > len(data.train):
+            raise DataError(
+                f"recipe.batch_size = {self.batch_size}, but there are only {len(data.train)} "
+                "training images: expected at most as many"
+            )
         self.steps = len(data.train) // self.batch_size
 
     def run(self) -> Progress:
@@ -115,6 +125,9 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
         self.annealing.stop()
+        self.tracker.finish()
+        self.oscillation = self.tracker.summary()
+        self.oscillation_layers = self.tracker.layers()
         self.model.load_state_dict(self.progress.best_state)
         return self.progress
 
@@ -124,6 +137,10 @@ class Trainer:
         annealing = phase == "anneal" and self.settings.quant.cga
         if annealing:
             self.annealing.start()
+        if epoch == recipe.epochs:
+            self.tracker.restart()
+        counts = self.tracker.counts()
+        free_shares: list[float] = []
         lr = learning_rate(
             epoch,
             recipe.epochs,
@@ -147,6 +164,8 @@ class Trainer:
                 generator(seed, "augment", epoch, step),
             )
             sums += self._step(self.data.normalise(views), self.data.train.labels[index], annealing)
+            if annealing:
+                free_shares.append(self.annealing.free_share())
             elapsed = time.monotonic() - began
             rate = (step + 1) * self.batch_size / elapsed
             loss = float(sums[0]) / (step + 1)
@@ -154,11 +173,24 @@ class Trainer:
         seconds = time.monotonic() - began
         progress.seconds += seconds
         means = (sums / self.steps).tolist()
-        self._finish_epoch(epoch, phase, lr, means, seconds)
+        row = {
+            "epoch": epoch,
+            "phase": phase,
+            "lr": lr,
+            "train_loss": means[0],
+            "train_hard_loss": means[1],
+            "train_soft_loss": means[2],
+            "seconds": seconds,
+            "images_per_second": self.steps * self.batch_size / seconds,
+            "oscillation_share": self.tracker.share(),
+            "flip_rate": self.tracker.flips_per_step(*counts),
+            "free_share": sum(free_shares) / len(free_shares) if free_shares else None,
+        }
+        self._finish_epoch(row)
 
     def _step(self, images: Tensor, labels: Tensor, annealing: bool) -> Tensor:
         """One optimizer step; returns total, hard and soft loss as FP64."""
-        distill = self.settings.distill
+        distill = self.distill
         targets = None if self.teacher is None else self.teacher(images)
         losses = distillation_loss(
             self.model(images),
@@ -192,30 +224,13 @@ class Trainer:
             f"{where}{kept}. Lower recipe.lr = {self.recipe.lr:g}."
         )
 
-    def _finish_epoch(
-        self, epoch: int, phase: str, lr: float, losses: list[float], seconds: float
-    ) -> None:
-        progress = self.progress
+    def _finish_epoch(self, row: dict[str, Any]) -> None:
+        progress, epoch = self.progress, row["epoch"]
         val = evaluate(self.model, self.data, self.data.val, self.batch_size)
-        progress.history.append(
-            {
-                "epoch": epoch,
-                "phase": phase,
-                "lr": lr,
-                "train_loss": losses[0],
-                "train_hard_loss": losses[1],
-                "train_soft_loss": losses[2],
-                "val_loss": val.loss,
-                "val_top1": val.top1,
-                "seconds": seconds,
-                "images_per_second": self.steps * self.batch_size / seconds,
-                "oscillation_share": self.tracker.share(),
-                "flip_rate": self.tracker.flip_rate(),
-            }
-        )
+        progress.history.append({**row, "val_loss": val.loss, "val_top1": val.top1})
         # Only epochs of the last phase compete, for every method, so that the model of a run with
         # CGA has always been through CGA. On a tie the later one is taken.
-        candidate = phase == "anneal" or self.recipe.cga_epochs == 0
+        candidate = row["phase"] == "anneal" or self.recipe.cga_epochs == 0
         if candidate and val.top1 >= progress.best_top1:
             progress.best_epoch, progress.best_top1 = epoch, val.top1
             progress.best_state = {k: v.clone() for k, v in self.model.state_dict().items()}

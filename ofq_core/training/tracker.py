@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ofq_core.quant import OSCILLATION_THRESHOLD, OscillationState
 from ofq_core.training.lowbit import LowBitWeight, low_bit_weights
@@ -24,7 +24,10 @@ class OscillationTracker:
         self.weights: list[LowBitWeight] = low_bit_weights(model)
         self.momentum = momentum
         self.state: OscillationState | None = None
-        self.first_scales: list[Tensor] = []
+        self.first_scales = [w.quantizer.scales(w.latent()).clone() for w in self.weights]
+        self.share_before = 0.0
+        self.flips_before = 0
+        self.steps_before = 0
         for weight in self.weights:
             weight.quantizer.record = True
 
@@ -41,21 +44,42 @@ class OscillationTracker:
         flat = torch.cat(codes)
         if self.state is None:
             self.state = OscillationState.start(flat)
-            self.first_scales = [w.quantizer.scales(w.latent()).clone() for w in self.weights]
         else:
             self.state.update(flat, self.momentum)
+
+    def restart(self) -> None:
+        """Begin the last phase: frequencies start from zero again, codes and directions stay.
+
+        The running mean remembers some 70 steps. In a short last phase it would still tell of the
+        one before, and hide what CGA does.
+        """
+        if self.state is not None:
+            self.share_before = self.share()
+            self.flips_before, self.steps_before = self.counts()
+            self.state.frequency.zero_()
+
+    def finish(self) -> None:
+        """Take the codes after the last step, which no forward has seen."""
+        if self.state is not None:
+            codes = [w.quantizer.codes(w.latent()).reshape(-1) for w in self.weights]
+            self.state.update(torch.cat(codes), self.momentum)
+
+    def counts(self) -> tuple[int, int]:
+        """Code changes over all weights, and steps, since the start."""
+        return (0, 0) if self.state is None else (int(self.state.flips), self.state.steps)
+
+    def flips_per_step(self, flips: int, steps: int) -> float:
+        """Code changes per weight and step since earlier `counts`."""
+        flips_now, steps_now = self.counts()
+        if self.state is None or steps_now == steps:
+            return 0.0
+        return (flips_now - flips) / ((steps_now - steps) * self.state.codes.numel())
 
     def share(self) -> float:
         """Share of weights whose frequency exceeds 0.005."""
         if self.state is None:
             return 0.0
         return float((self.state.frequency > OSCILLATION_THRESHOLD).float().mean())
-
-    def flip_rate(self) -> float:
-        """Code changes per weight and step since the start."""
-        if self.state is None or self.state.steps == 0:
-            return 0.0
-        return float(self.state.flips) / (self.state.steps * self.state.codes.numel())
 
     def layers(self) -> dict[str, dict[str, Any]]:
         """Figures per layer, as written to oscillation.json."""
@@ -99,15 +123,28 @@ class OscillationTracker:
             "scale_drift",
             *(f"in_band_{b}" for b in BOUNDARY_RANGES),
         ]
-        return {**{key: mean(key) for key in keys}, "flip_rate": self.flip_rate()}
+        return {
+            **{key: mean(key) for key in keys},
+            "share_before_last_phase": self.share_before,
+            "flip_rate": self.flips_per_step(0, 0),
+            "flip_rate_last_phase": self.flips_per_step(self.flips_before, self.steps_before),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
         state = None if self.state is None else self.state.state_dict()
-        return {"state": state, "first_scales": self.first_scales}
+        return {
+            "state": state,
+            "first_scales": self.first_scales,
+            "share_before": self.share_before,
+            "flips_before": self.flips_before,
+            "steps_before": self.steps_before,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         saved = state["state"]
         self.state = None if saved is None else OscillationState.from_state_dict(saved)
         self.first_scales = state["first_scales"]
+        self.share_before = state["share_before"]
+        self.flips_before, self.steps_before = state["flips_before"], state["steps_before"]

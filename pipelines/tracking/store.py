@@ -91,7 +91,7 @@ class Store:
             experiment = self._experiment(record.study)
             kind, method = (ROW, record.method) if record.kind == "seed" else (EXPERIMENTS, "")
             parent = self._parent(experiment, kind, method, record.start_ms)
-            identity = {KIND: record.kind, CELL: record.cell, SETTINGS: record.settings_sha256}
+            identity = _identity(record)
             known = self._search(experiment, identity)
             same = [run for run in known if _complete(run, record.digest)][:1]
             fresh = None if same else self._create_child(experiment, parent, record, identity)
@@ -111,7 +111,7 @@ class Store:
             experiment = self._client.get_experiment_by_name(record.study)
             if experiment is None or experiment.lifecycle_stage == "deleted":
                 return False
-            identity = {KIND: record.kind, CELL: record.cell, SETTINGS: record.settings_sha256}
+            identity = _identity(record)
             known = self._search(experiment.experiment_id, identity)
             return any(_complete(run, record.digest) for run in known)
 
@@ -243,6 +243,15 @@ class Store:
             # Anything may come out of mlflow, SQLAlchemy, requests or a full disk, and none of
             # it may reach the stage whose results are already written.
             raise StoreError(self.uri, first_line(error)) from error
+
+
+def _identity(record: RunRecord) -> dict[str, str]:
+    """The tags that make two logs the same run: cell, settings, teacher, data, and experiment."""
+    known = {KIND: record.kind, CELL: record.cell, SETTINGS: record.settings_sha256}
+    decides = ["teacher_sha256", "manifest_sha256"]
+    if record.kind == "experiment":
+        decides.append("dvc.experiment")
+    return {**known, **{key: record.tags[key] for key in decides if key in record.tags}}
 
 
 def _complete(run: Any, digest: str) -> bool:

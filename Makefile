@@ -32,7 +32,7 @@ show: $(INSTALLED) ## Show the table of the last run and where its files are
 	@echo "         then open http://127.0.0.1:5000"
 
 test: $(INSTALLED) ## Run the whole test suite
-	@python -m pytest
+	@python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(INSTALLED) ## Check style and formatting
 	@ruff check . && ruff format --check .
@@ -48,6 +48,7 @@ golden: $(INSTALLED) ## Refresh the golden losses of the tiny pipeline (see docs
 
 reference: $(INSTALLED) ## Take the results of the last run as the committed reference
 	@python -m tables.reference --results results/digits --teacher results/teacher/metrics.json
+	@python -m tables.readme
 
 params: $(INSTALLED) ## Compose conf/ into params.yaml, e.g. make params ARGS="preset=smoke"
 	@python -m pipelines.params $(ARGS)
@@ -60,5 +61,5 @@ lock: ## Pin what is installed in .venv
 ui: $(INSTALLED) ## Open the MLflow UI on the local store
 	@mlflow ui --backend-store-uri sqlite:///mlflow.db
 
-clean: ## Remove results and caches, keep .venv
-	rm -rf data results tables/rendered .partial mlflow.db* mlruns .dvc/cache .dvc/tmp dvc.lock
+clean: ## Remove results and caches, keep .venv and dvc.lock
+	rm -rf data results tables/rendered .partial mlflow.db* mlruns .dvc/cache .dvc/tmp

@@ -1,0 +1,231 @@
+"""`dvc exp`: dialling a setting reruns what depends on it and nothing else; mistakes; kill -9."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from types import SimpleNamespace
+
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+SMOKE = ("-S", "preset=smoke", "-S", "grid.seeds=[0]")
+
+
+def ran(log):
+    return re.findall(r"^Running stage '(.+)':$", log, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def dialled(reproduced, shell, tmp_path_factory):
+    """A clone in which one experiment with 3 bits has run; not to be changed."""
+    folder = tmp_path_factory.mktemp("dialled") / "clone"
+    shutil.copytree(reproduced.folder, folder, symlinks=True)
+    done = shell(folder, "dvc", "exp", "run", *SMOKE, "-S", "quant.wbits=3")
+    assert done.code == 0, done.out
+    return SimpleNamespace(folder=folder, log=done.out)
+
+
+def test_only_the_experiment_runs(dialled):
+    """No cell of the grid, no teacher, no table."""
+    assert ran(dialled.log) == ["check", "qat", "evaluate"]
+    for stage in ("teacher", "full_precision@0", "grid@lsq-2-0", "grid@ofq-2-0", "tables"):
+        assert f"Stage '{stage}' didn't change, skipping" in dialled.log
+    settings = (dialled.folder / "results/experiment/settings.yaml").read_text()
+    assert "wbits: 3\n" in settings
+    assert "abits: 3\n" in settings
+
+
+def test_params_diff(dialled, shell):
+    done = shell(dialled.folder, "dvc", "params", "diff", "--json")
+    assert json.loads(done.out) == {
+        "params.yaml": {
+            "quant.wbits": {"old": 2, "new": 3, "diff": 1},
+            "quant.abits": {"old": 2, "new": 3, "diff": 1},
+        }
+    }
+
+
+def test_metrics_diff(dialled, shell):
+    done = shell(dialled.folder, "dvc", "metrics", "diff", "--json")
+    changed = json.loads(done.out)
+    assert list(changed) == ["results/experiment/metrics.json"], "the table is as it was"
+    # One more bit for each of 2048 low-bit weights.
+    assert changed["results/experiment/metrics.json"]["cost.model_bytes"]["diff"] == 2048 // 8
+    assert "settings_sha256" in changed["results/experiment/metrics.json"]
+
+
+def experiments(folder, shell):
+    done = shell(folder, "dvc", "exp", "show", "--csv")
+    assert done.code == 0, done.out
+    rows = csv.DictReader(io.StringIO(done.out))
+    return [row for row in rows if row["Experiment"] and row["rev"] != "workspace"]
+
+
+def test_exp_show(dialled, shell):
+    rows = experiments(dialled.folder, shell)
+    (row,) = [row for row in rows if row["quant.wbits"] == "3"]
+    metrics = json.loads((dialled.folder / "results/experiment/metrics.json").read_text())
+    assert float(row["top1"]) == pytest.approx(metrics["top1"])
+    assert float(row["oscillation.share"]) == pytest.approx(metrics["oscillation"]["share"])
+    assert row["recipe.lr"]
+
+
+def test_plots_compare_with_the_commit(dialled, shell):
+    done = shell(dialled.folder, "dvc", "plots", "diff", "HEAD")
+    assert done.code == 0, done.out
+    page = (dialled.folder / "dvc_plots/index.html").read_text()
+    assert '"rev": "HEAD"' in page
+    assert '"rev": "workspace"' in page
+
+
+# Mistakes
+
+
+@pytest.fixture
+def refused(clone, shell, snapshot):
+    """Run a command that must fail within seconds, train nothing and lose no result."""
+
+    def run(*words):
+        results, tables = snapshot(clone / "results"), snapshot(clone / "tables/rendered")
+        began = time.monotonic()
+        done = shell(clone, *words)
+        assert time.monotonic() - began < 60
+        assert done.code != 0
+        assert "Traceback" not in done.out
+        assert ran(done.out) in ([], ["check"])
+        assert "training" not in done.out
+        assert snapshot(clone / "results") == results
+        assert snapshot(clone / "tables/rendered") == tables
+        return done.out
+
+    return run
+
+
+def test_misspelt_key(refused, clone, shell):
+    """Hydra refuses it: nothing of the repository has changed."""
+    said = refused("dvc", "exp", "run", *SMOKE, "-S", "quant.wbit=3")
+    assert "Could not override 'quant.wbit'" in said
+    assert "Key 'wbit' is not in struct" in said
+    assert ran(said) == []
+    assert shell(clone, "git", "status", "--porcelain").out == ""
+
+
+def test_unknown_preset(refused):
+    said = refused("dvc", "exp", "run", "-S", "preset=smoek")
+    assert "Could not find 'preset/smoek'" in said
+    assert re.search(r"Available options in 'preset':\s+digits\s+smoke", said)
+
+
+def test_value_that_is_not_allowed(refused):
+    """The first stage refuses it, in the same words as every command."""
+    said = refused("dvc", "exp", "run", *SMOKE, "-S", "quant.wbits=9")
+    assert "error: params.yaml: quant.wbits = 9: expected 2, 3, 4, 5, 6, 7, 8 or 32" in said
+
+
+def test_no_seeds(refused, clone, set_params):
+    """An empty list would be a grid of no cells, which DVC takes without a word."""
+    set_params(clone, grid__seeds=[])
+    said = refused("dvc", "repro")
+    assert "error: params.yaml: grid.seeds = []" in said
+    assert "failed to reproduce 'check'" in said
+
+
+# Interruption
+
+
+def test_a_killed_stage_goes_on(clone, shell, command, clone_environment):
+    """kill -9 of `dvc repro` and all below it in mid-training; then `dvc repro` again."""
+    done = shell(
+        clone,
+        "python",
+        "-m",
+        "pipelines.params",
+        "preset=smoke",
+        "grid.seeds=[0]",
+        "recipe.epochs=20",
+    )
+    assert done.code == 0, done.out
+    undisturbed = shutil.copytree(clone, clone.parent / "undisturbed", symlinks=True)
+    with subprocess.Popen(
+        ["dvc", "repro", "-s", "qat"],
+        cwd=clone,
+        env=clone_environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(clone.glob(".partial/*/checkpoint.pt")):
+            assert process.poll() is None, "the stage ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (clone / "results/experiment/student.pt").exists(), "nothing half-trained"
+    again = shell(clone, "dvc", "repro", "-s", "qat")
+    assert again.code == 0, again.out
+    went_on = re.search(r"cut off before, going on after epoch (\d+) from", again.out)
+    assert went_on is not None, again.out
+    assert 1 <= int(went_on.group(1)) < 21
+    assert command(undisturbed, "pipelines.qat").code == 0
+    students = [root / "results/experiment/student.pt" for root in (clone, undisturbed)]
+    assert students[0].read_bytes() == students[1].read_bytes()
+    assert not list(clone.glob(".partial/*"))
+
+
+# The queue
+
+
+@pytest.fixture(scope="module")
+def queued(dialled, shell):
+    """The clone after two experiments went through the queue."""
+    folder = dialled.folder
+    done = shell(folder, "dvc", "exp", "run", "--queue", *SMOKE, "-S", "quant.wbits=3,4")
+    assert done.code == 0, done.out
+    names = re.findall(r"Queued experiment '(.+?)'", done.out)
+    try:
+        assert shell(folder, "dvc", "queue", "start").code == 0
+        deadline = time.monotonic() + 300
+        while True:
+            status = shell(folder, "dvc", "queue", "status").out
+            if "Queued" not in status and "Running" not in status:
+                break
+            assert time.monotonic() < deadline, status
+            time.sleep(1)
+    finally:
+        shell(folder, "dvc", "queue", "stop", "--kill")
+    return SimpleNamespace(
+        folder=folder,
+        status=status,
+        names=names,
+        logs={name: shell(folder, "dvc", "queue", "logs", name).out for name in names},
+    )
+
+
+def test_queued_experiments_succeed(queued, shell):
+    assert len(queued.names) == 2
+    for name in queued.names:
+        assert re.search(rf"{name}\s.*Success", queued.status), queued.status
+    rows = {row["Experiment"]: row for row in experiments(queued.folder, shell)}
+    assert sorted(rows[name]["quant.wbits"] for name in queued.names) == ["3", "4"]
+    assert all(rows[name]["top1"] for name in queued.names)
+
+
+def test_the_queue_trains_no_cell_and_nothing_twice(queued):
+    """4 bits train once; the 3 bits of before come out of the run cache."""
+    three, four = (queued.logs[name] for name in queued.names)
+    assert ran(four) == ["check", "qat", "evaluate"]
+    assert "qat" not in ran(three)
+    for log in (three, four):
+        assert "Stage 'grid@ofq-2-0' didn't change, skipping" in log
+
+
+def test_the_queue_leaves_the_workspace_alone(queued):
+    settings = (queued.folder / "results/experiment/settings.yaml").read_text()
+    assert "wbits: 3\n" in settings, "what was dialled before is still there"

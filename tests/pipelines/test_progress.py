@@ -72,7 +72,7 @@ def test_bar_on_a_terminal(on_terminal):
     shown = [int(percent) for percent in re.findall(r"(\d+)%", text)]
     assert shown == sorted(shown)
     assert shown[-1] > 60
-    assert re.search(r"\rqat ofq-w2a2-s0: trained in [01] s\r\n$", text)
+    assert re.search(r"\rqat ofq-w2a2-s0: trained in \d+ s\r\n$", text)
     assert text.count("\n") == 2, "the bar stays on its line and makes room for the last one"
 
 

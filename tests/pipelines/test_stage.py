@@ -1,0 +1,53 @@
+"""How a command ends: exit status and what it says."""
+
+import errno
+import os
+import sys
+
+import pytest
+
+from ofq_core.errors import DataError
+from pipelines.stage import stage_main
+
+
+def ended(error, capsys):
+    def run(argv):
+        assert argv == ["--seed", "0"]
+        if error is not None:
+            raise error
+
+    with pytest.raises(SystemExit) as end:
+        stage_main(run, ["--seed", "0"])
+    out, err = capsys.readouterr()
+    assert out == ""
+    return end.value.code, err
+
+
+def test_success_is_silent(capsys, monkeypatch):
+    # Without the interpreter's own farewell, which would end this process too.
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    assert ended(None, capsys) == (0, "")
+
+
+def test_a_mistake_of_the_user_is_one_message(capsys):
+    assert ended(DataError("data: gone"), capsys) == (1, "error: data: gone\n")
+
+
+def test_what_the_system_refuses_is_one_message(capsys):
+    full = OSError(errno.ENOSPC, "No space left on device", "results/history.csv")
+    assert ended(full, capsys) == (1, "error: results/history.csv: No space left on device\n")
+    assert ended(OSError("odd"), capsys) == (1, "error: odd\n")
+
+
+def test_interrupted(capsys):
+    """The shell's own status for Ctrl-C, and how to go on."""
+    code, err = ended(KeyboardInterrupt(), capsys)
+    assert (code, err) == (130, "interrupted: run the same command again to go on\n")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    def broken(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stage_main(broken, [])

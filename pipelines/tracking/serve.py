@@ -15,9 +15,10 @@ from .messages import Handed, not_logged
 from .record import read_folder
 from .rows import attach_rows
 from .store import Store
-from .where import tracking_uri
+from .where import check_reachable, tracking_uri
 
 _POLL_SECONDS = 2.0
+_IMPORT_AFTER_SECONDS = 5.0
 
 
 def serve(root: Path, parent: int) -> int:
@@ -31,6 +32,10 @@ def serve(root: Path, parent: int) -> int:
     store: Store | None = None
     status = 0
     try:
+        check_reachable(uri)
+        # The stage is importing torch now; mlflow at the same time would slow both. A message, or
+        # the end of the pipe, ends the wait.
+        select.select([sys.stdin.fileno()], [], [], _IMPORT_AFTER_SECONDS)
         store = Store(uri)
     except TrackingError as error:
         _say(f"tracking: {error}. The run goes on; its result files do not need MLflow.")

@@ -5,22 +5,14 @@ This module imports no torch, so that bad settings are reported in well under a 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from ofq_core.errors import SettingsError
+from ofq_core.explain import Model, did_you_mean, model_at, unknown, validated
 
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 LowBits = Literal[2, 3, 4, 5, 6, 7, 8]
@@ -29,12 +21,6 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 CountOrZero = Annotated[int, Field(ge=0, strict=True)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Model(BaseModel):
-    """Base of all settings: immutable, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def method_name(weight: str, qkr: bool, cga: bool) -> str:
@@ -354,104 +340,10 @@ class RunSettings(Model):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def did_you_mean(word: str, known: Any) -> str:
-    """A hint ', did you mean X?' when a known word is close, else an empty string."""
-    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-M = TypeVar("M", bound=Model)
-
-
-def validated(model: type[M], raw: Any, source: str, prefix: str = "") -> M:
-    """Parse `raw` into `model`.
-
-    Args:
-        source: file or place that is named in the message.
-        prefix: dotted key under which `raw` stands there.
-
-    Raises:
-        SettingsError: one line per mistake with key, value and what is allowed.
-    """
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        lines = [_explain(model, dict(e), raw, prefix) for e in error.errors()]
-        message = "\n".join(f"{source}: {line}" for line in lines)
-    raise SettingsError(message)
-
-
 def unknown_key(key: str) -> str:
     """The message for a dotted key of params.yaml that does not exist, with the keys that do."""
     location = key.split(".")
     # The part that is wrong is the first one that its parent does not have.
-    while len(location) > 1 and _model_at(StudySettings, location[:-1]) is None:
+    while len(location) > 1 and model_at(StudySettings, location[:-1]) is None:
         location.pop()
-    return f"{key}: {_unknown(StudySettings, location)}"
-
-
-def _unknown(model: type[Model], location: list[str]) -> str:
-    place = _model_at(model, location[:-1])
-    known = list(place.model_fields) if place is not None else []
-    hint = "" if location[-1] in known else did_you_mean(location[-1], known)
-    return f"unknown key{hint} (known keys: {', '.join(known)})"
-
-
-def _explain(model: type[Model], error: dict[str, Any], raw: Any, prefix: str) -> str:
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(([prefix] if prefix else []) + location) or "settings"
-    kind, context = error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        return f"{key}: {_unknown(model, location)}"
-    if kind == "missing":
-        return f"{key}: this key is missing"
-    if kind == "value_error":
-        reason = str(context.get("error", error["msg"]))
-        # A rule about several keys already names them and their values.
-        if isinstance(error["input"], dict):
-            return f"{key}: {reason}"
-        return f"{key} = {error['input']!r}: {reason}{_allowed(model, location)}"
-    if kind == "literal_error":
-        expected = context.get("expected", "")
-        return f"{key} = {error['input']!r}: expected {expected}"
-    reason = error["msg"].replace("Input should be", "expected")
-    return f"{key} = {error['input']!r}: {reason[0].lower()}{reason[1:]}"
-
-
-def _model_at(model: type[Model], location: list[str]) -> type[Model] | None:
-    """The (nested) model at a location; None where there is none."""
-    current = model
-    skip = False
-    for part in location:
-        if skip:  # a key of a mapping, such as the name of a method
-            skip = False
-            continue
-        field = current.model_fields.get(part)
-        annotation = field.annotation if field is not None else None
-        models = [
-            a
-            for a in (annotation, *get_args(annotation))
-            if isinstance(a, type) and issubclass(a, Model)
-        ]
-        if not models:
-            return None
-        current = models[0]
-        skip = get_origin(annotation) is dict
-    return current
-
-
-def _allowed(model: type[Model], location: list[str]) -> str:
-    """', allowed: ...' where the key at a location takes a closed set of values."""
-    fields = _model_at(model, location[:-1])
-    if fields is None or not location or location[-1] not in fields.model_fields:
-        return ""
-    values: list[Any] = []
-    pending: list[Any] = [fields.model_fields[location[-1]].annotation]
-    while pending:
-        annotation = pending.pop()
-        for argument in get_args(annotation):
-            if isinstance(argument, int | str):
-                values.append(argument)
-            else:
-                pending.append(argument)
-    return f", allowed: {', '.join(str(v) for v in values)}" if values else ""
+    return f"{key}: {unknown(StudySettings, location)}"

@@ -14,7 +14,8 @@ from pathlib import Path
 import yaml
 
 from ofq_core.errors import SettingsError
-from ofq_core.settings import StudySettings, did_you_mean, unknown_key, validated
+from ofq_core.explain import did_you_mean, validated
+from ofq_core.settings import StudySettings, unknown_key
 from pipelines.stage import stage_main
 
 PARAMS = Path("params.yaml")

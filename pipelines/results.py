@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from ofq_core.errors import DataError, SettingsError
+from ofq_core.explain import validated
 from ofq_core.files import write_atomic, write_json
-from ofq_core.settings import RunSettings, validated
+from ofq_core.settings import RunSettings
 
 HISTORY_COLUMNS = (
     "epoch",

@@ -84,7 +84,8 @@ STUDY: dict[str, Any] = {
 def tiny_losses(folder: Path) -> dict[str, dict[str, list[float]]]:
     """Prepare, train the teacher and every method in a folder: {run: {column: one an epoch}}."""
     from ofq_core.data import prepare_digits
-    from ofq_core.settings import StudySettings, validated
+    from ofq_core.explain import validated
+    from ofq_core.settings import StudySettings
     from pipelines import training
 
     study = validated(StudySettings, STUDY, "tests/refresh_golden.py")

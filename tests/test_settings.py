@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from ofq_core.errors import SettingsError
-from ofq_core.settings import RunSettings, StudySettings, validated
+from ofq_core.explain import validated
+from ofq_core.settings import RunSettings, StudySettings
 
 MISSING = object()
 RECIPE = {"epochs": 10, "cga_epochs": 2, "batch_size": 32, "lr": 1e-3}

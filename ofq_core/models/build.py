@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ofq_core.errors import ModelError
+from ofq_core.explain import did_you_mean
 from ofq_core.models.torchvision_compat import import_torchvision
-from ofq_core.settings import ModelSettings, did_you_mean
+from ofq_core.settings import ModelSettings
 
 _OPTIONAL = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ofq_core.settings import RunSettings, StudySettings, validated
+from ofq_core.explain import validated
+from ofq_core.settings import RunSettings, StudySettings
 from pipelines.params import load_study
 
 ROOT = Path(__file__).parents[2]

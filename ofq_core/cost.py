@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ofq_core.models.geometry import token_count
+from ofq_core.models.geometry import is_swin, token_count
 from ofq_core.nn import QKRAttention, QuantConv2d, QuantLinear, WeightQuantizer
 
 FLOAT_BYTES = 4
@@ -21,21 +22,32 @@ class BlockCost:
     weights: int
 
 
-def block_cost(tokens: int, dim: int, heads: int, hidden: int, qkr: bool) -> BlockCost:
+def block_cost(
+    tokens: int,
+    dim: int,
+    heads: int,
+    hidden: int,
+    qkr: bool,
+    windows: int = 1,
+    positions: int | None = None,
+) -> BlockCost:
     """Cost of one block in the form that is deployed: with QKR, W_qk is stored ready-made.
 
     Args:
-        tokens: N with class and distillation tokens. dim: C. hidden: width of the MLP.
-        heads: H; QKR stores H C^2 weights for queries and keys instead of 2 C^2, and its logits
-            sum over C channels instead of C / H.
+        tokens: N that attend to each other, with class and distillation tokens. dim: C. hidden:
+            width of the MLP. heads: H; QKR stores H C^2 weights for queries and keys instead of
+            2 C^2, and its logits sum over C channels instead of C / H.
+        windows: attention runs in so many windows of N tokens (Swin, padding included).
+        positions: tokens that the MLP sees; N * windows where it is not given.
     """
     projection = dim * dim
     mlp = 2 * dim * hidden
     attention_weights = (2 + heads) * projection if qkr else 4 * projection
     logits = tokens * tokens * dim * (heads if qkr else 1)
     values = tokens * tokens * dim
-    weights = attention_weights + mlp
-    return BlockCost(macs=tokens * weights + logits + values, weights=weights)
+    attention = windows * (tokens * attention_weights + logits + values)
+    seen = tokens * windows if positions is None else positions
+    return BlockCost(macs=attention + seen * mlp, weights=attention_weights + mlp)
 
 
 @dataclass(frozen=True)
@@ -52,28 +64,67 @@ class ModelCost:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a block stands: tokens of a window, number of windows, positions of the map."""
+
+    block: Any
+    tokens: int
+    windows: int
+    positions: int
+
+
 def model_cost(model: nn.Module) -> ModelCost:
-    """Cost of a timm vision transformer, converted or not."""
-    vit: Any = model
-    tokens, dim = token_count(vit), vit.embed_dim
-    macs = vit.patch_embed.num_patches * vit.patch_embed.proj.weight.numel()
-    for name in ("head", "head_dist"):
-        head = getattr(vit, name, None)
-        macs += head.weight.numel() if head is not None else 0
+    """Cost of a timm vision transformer or Swin transformer, converted or not."""
+    part: Any = model
+    macs = part.patch_embed.num_patches * part.patch_embed.proj.weight.numel()
+    macs += sum(weight.numel() for weight in _head_weights(part))
+    macs += sum(positions * weight.numel() for positions, weight in _reductions(part))
     extra_macs = extra_weights = 0
-    for block in vit.blocks:
-        qkr = isinstance(block.attn, QKRAttention)
-        geometry = (tokens, dim, block.attn.num_heads, block.mlp.fc1.out_features)
-        cost = block_cost(*geometry, qkr=qkr)
+    for place in _places(part):
+        attention, dim = place.block.attn, place.block.mlp.fc1.in_features
+        qkr = isinstance(attention, QKRAttention)
+        sizes = (place.tokens, dim, attention.num_heads, place.block.mlp.fc1.out_features)
+        cost = block_cost(*sizes, qkr, place.windows, place.positions)
         macs += cost.macs
         if qkr:
-            plain = block_cost(*geometry, qkr=False)
+            plain = block_cost(*sizes, False, place.windows, place.positions)
             # The folded query bias is one more product per token and head.
-            bias_macs = tokens * dim * block.attn.num_heads if block.attn.q_bias is not None else 0
+            seen = place.tokens * place.windows
+            bias_macs = seen * dim * attention.num_heads if attention.q_bias is not None else 0
             macs += bias_macs
             extra_macs += cost.macs - plain.macs + bias_macs
             extra_weights += cost.weights - plain.weights
     return ModelCost(macs, packed_bytes(model), extra_macs, extra_weights)
+
+
+def _head_weights(model: Any) -> Iterator[Tensor]:
+    for head in (model.head, getattr(model, "head_dist", None)):
+        inner: Any = getattr(head, "fc", head)  # Swin's head pools before its linear
+        if hasattr(inner, "weight"):
+            yield inner.weight
+
+
+def _reductions(model: Any) -> Iterator[tuple[int, Tensor]]:
+    """Swin's reductions with the number of positions that they see."""
+    for stage in getattr(model, "layers", ()):
+        if not isinstance(stage.downsample, nn.Identity):
+            height, width = stage.output_resolution
+            yield height * width, stage.downsample.reduction.weight
+
+
+def _places(model: Any) -> Iterator[_Place]:
+    if not is_swin(model):
+        tokens = token_count(model)
+        for block in model.blocks:
+            yield _Place(block, tokens, 1, tokens)
+        return
+    for stage in model.layers:
+        height, width = stage.output_resolution
+        for block in stage.blocks:
+            rows, columns = block.window_size
+            windows = -(-height // rows) * -(-width // columns)
+            yield _Place(block, rows * columns, windows, height * width)
 
 
 def packed_bytes(model: nn.Module) -> int:

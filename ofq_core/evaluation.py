@@ -1,55 +1,138 @@
-"""Evaluation by exact counts, independent of the batch size."""
+"""Evaluation by exact counts, independent of the batch size and the number of processes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ofq_core.data import PreparedData, Split
+from ofq_core.data import Data, Share, SplitName
+from ofq_core.distributed import CPU, World
+from ofq_core.errors import DataError
+from ofq_core.precision import Precision, matrix_precision
+from ofq_core.quant.statsq import at_least_float32
+
+ALONE = Share()
+
+
+class ClassCount(NamedTuple):
+    """Images of one class, and how many of them were recognised."""
+
+    label: int
+    n_images: int
+    n_correct: int
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """top1, top5 in percent; loss: mean cross-entropy in nats; counts are exact."""
+    """top1, top5 in percent; loss: mean cross-entropy in nats; counts are exact.
+
+    top1_low, top1_high: Wilson's 95 % interval of top1, in percent. n_unreadable: images of the
+    split that could not be read and are in none of the other numbers. per_class_images,
+    per_class_correct: one count per class.
+    """
 
     top1: float
+    top1_low: float
+    top1_high: float
     top5: float
     loss: float
     n_images: int
     n_correct: int
     n_correct_top5: int
+    n_unreadable: int
+    per_class_images: list[int]
+    per_class_correct: list[int]
+
+    @property
+    def per_class(self) -> list[ClassCount]:
+        """Counts of every class, by its number."""
+        pairs = zip(self.per_class_images, self.per_class_correct, strict=True)
+        return [ClassCount(label, *pair) for label, pair in enumerate(pairs)]
 
     def as_dict(self) -> dict[str, Any]:
         """For metrics.json."""
         return asdict(self)
 
 
+def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), both ends in [0, 1].
+
+        (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),   p = correct / total
+
+    z: quantile of the normal distribution, by default that of 95 %.
+
+    Raises:
+        ValueError: there is no trial, or the count is not from 0 to total.
+    """
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"{correct} of {total}: expected a count from 0 to total, total above 0")
+    p, square = correct / total, z * z / total
+    centre = p + square / 2
+    half = z * math.sqrt(p * (1 - p) / total + square / (4 * total))
+    low, high = ((centre + sign * half) / (1 + square) for sign in (-1, 1))
+    # Exact at the ends, where rounding would leave the range.
+    return (0.0 if correct == 0 else low), (1.0 if correct == total else high)
+
+
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: PreparedData, split: Split, batch_size: int) -> Evaluation:
-    """Run the model in evaluation mode over a split; its mode is restored."""
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    split: SplitName,
+    batch_size: int,
+    share: Share = ALONE,
+    device: torch.device = CPU,
+    precision: Precision = "fp32",
+) -> Evaluation:
+    """Run the model in evaluation mode over a split; its mode is restored.
+
+    Args:
+        model: on `device`; the same weights in every process.
+        batch_size: images per forward of one process.
+        share: this process's part; all processes of the share's world must call, and all get the
+            result over all images.
+
+    Raises:
+        DataError: not one image of the split could be read.
+    """
     training = model.training
     model.eval()
-    correct, correct_top5, loss = 0, 0, 0.0
-    for start in range(0, len(split), batch_size):
-        images = data.normalise(split.images[start : start + batch_size])
-        labels = split.labels[start : start + batch_size]
-        logits = model(images)
+    per_class = torch.zeros(2, data.classes, dtype=torch.int64, device=device)
+    correct_top5 = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in data.eval_batches(split, batch_size, share, device):
+        labels = batch.targets
+        with matrix_precision(precision, device):
+            logits = at_least_float32(model(batch.images))
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = top == labels[:, None]
-        correct += int(hits[:, 0].sum())
-        correct_top5 += int(hits.sum())
-        loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        for row, counted in enumerate((labels, labels[hits[:, 0]])):
+            per_class[row] += torch.bincount(counted, minlength=data.classes)
+        correct_top5 += hits.sum()
+        loss += F.cross_entropy(logits.double(), labels, reduction="sum")
     model.train(training)
-    count = len(split)
+    world = World(share.rank, share.world, device)
+    counts = world.total(torch.cat([per_class.flatten(), correct_top5[None]])).tolist()
+    images_of, correct_of = counts[: data.classes], counts[data.classes : -1]
+    count, correct = sum(images_of), sum(correct_of)
+    if count == 0:
+        raise DataError(f"not one of {data.split_size(split)} images of the {split} split was read")
+    low, high = wilson_interval(correct, count)
     return Evaluation(
         top1=100.0 * correct / count,
-        top5=100.0 * correct_top5 / count,
-        loss=loss / count,
+        top1_low=100.0 * low,
+        top1_high=100.0 * high,
+        top5=100.0 * counts[-1] / count,
+        loss=float(world.total(loss)) / count,
         n_images=count,
         n_correct=correct,
-        n_correct_top5=correct_top5,
+        n_correct_top5=counts[-1],
+        n_unreadable=data.split_size(split) - count,
+        per_class_images=images_of,
+        per_class_correct=correct_of,
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, TypeVar, get_args, get_origin
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
 from ofq_core.errors import SettingsError
 
@@ -38,33 +39,32 @@ def validated(model: type[M], raw: Any, source: str, prefix: str = "") -> M:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(model, dict(e), raw, prefix) for e in error.errors()]
+        lines = [_explain(model, dict(e), prefix) for e in error.errors()]
         message = "\n".join(f"{source}: {line}" for line in lines)
     raise SettingsError(message)
 
 
-def unknown(model: type[Model], location: list[str]) -> str:
-    """'unknown key' with a hint and the known keys of the model at a location."""
-    place = model_at(model, location[:-1])
-    known = list(place.model_fields) if place is not None else []
-    hint = "" if location[-1] in known else did_you_mean(location[-1], known)
+def unknown(places: list[type[Model]], key: str) -> str:
+    """'unknown key' with a hint and the keys that the models at that place have."""
+    known = list(dict.fromkeys(name for place in places for name in place.model_fields))
+    hint = "" if key in known else did_you_mean(key, known)
     return f"unknown key{hint} (known keys: {', '.join(known)})"
 
 
-def _explain(model: type[Model], error: dict[str, Any], raw: Any, prefix: str) -> str:
-    location = [str(part) for part in error["loc"]]
+def _explain(model: type[Model], error: dict[str, Any], prefix: str) -> str:
+    location, places = _untagged(model, [str(part) for part in error["loc"]])
     key = ".".join(([prefix] if prefix else []) + location) or "settings"
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{key}: {unknown(model, location)}"
+        return f"{key}: {unknown(places, location[-1])}"
     if kind == "missing":
         return f"{key}: this key is missing"
     if kind == "value_error":
         reason = str(context.get("error", error["msg"]))
         # A rule about several keys already names them and their values.
         if isinstance(error["input"], dict):
-            return f"{key}: {reason}"
-        return f"{key} = {error['input']!r}: {reason}{_allowed(model, location)}"
+            return f"{key}: {reason}" if location or prefix else reason
+        return f"{key} = {error['input']!r}: {reason}{_allowed(places, location)}"
     if kind == "literal_error":
         expected = context.get("expected", "")
         return f"{key} = {error['input']!r}: expected {expected}"
@@ -72,35 +72,80 @@ def _explain(model: type[Model], error: dict[str, Any], raw: Any, prefix: str) -
     return f"{key} = {error['input']!r}: {reason[0].lower()}{reason[1:]}"
 
 
-def model_at(model: type[Model], location: list[str]) -> type[Model] | None:
-    """The (nested) model at a location; None where there is none."""
-    current = model
-    skip = False
+def models_at(model: type[Model], location: list[str]) -> list[type[Model]]:
+    """The (nested) models at a location: none where there is no model, several for a choice."""
+    place = _Place([(None, model)])
     for part in location:
-        if skip:  # a key of a mapping, such as the name of a method
-            skip = False
+        place = place.below(part)
+    return place.models
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Models, each with the tag by which pydantic calls it in a choice; or a mapping to them."""
+
+    choices: list[tuple[str | None, type[Model]]]
+    mapping: bool = False
+
+    @property
+    def models(self) -> list[type[Model]]:
+        return [] if self.mapping else [model for _, model in self.choices]
+
+    def below(self, part: str) -> _Place:
+        """The place under a key: a field, or in a mapping any key, such as a method's name."""
+        if self.mapping:
+            return _Place(self.choices)
+        fields = [model.model_fields[part] for model in self.models if part in model.model_fields]
+        return _Place(
+            [found for field in fields for found in _choices(field.annotation)],
+            any(get_origin(field.annotation) is dict for field in fields),
+        )
+
+    def chosen(self, tag: str) -> _Place | None:
+        """This place with one model left, if there is a choice with this tag."""
+        left = [choice for choice in self.choices if choice[0] == tag]
+        return _Place(left, self.mapping) if left and len(self.choices) > 1 else None
+
+
+def _choices(annotation: Any, tag: str | None = None) -> list[tuple[str | None, type[Model]]]:
+    """The models that an annotation names, in its order."""
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return [(tag, annotation)]
+    if get_origin(annotation) is Annotated:
+        annotation, *rest = get_args(annotation)
+        tag = next((item.tag for item in rest if isinstance(item, Tag)), tag)
+        return _choices(annotation, tag)
+    return [found for argument in get_args(annotation) for found in _choices(argument)]
+
+
+def _untagged(model: type[Model], location: list[str]) -> tuple[list[str], list[type[Model]]]:
+    """A location of pydantic's as the user writes it, and the models that its last key is of.
+
+    pydantic adds the tag of the choice where a key takes one of several models, and '[key]' where
+    the key of a mapping is wrong.
+    """
+    kept: list[str] = []
+    here = above = _Place([(None, model)])
+    for part in location:
+        if part == "[key]":
             continue
-        field = current.model_fields.get(part)
-        annotation = field.annotation if field is not None else None
-        models = [
-            a
-            for a in (annotation, *get_args(annotation))
-            if isinstance(a, type) and issubclass(a, Model)
-        ]
-        if not models:
-            return None
-        current = models[0]
-        skip = get_origin(annotation) is dict
-    return current
+        chosen = here.chosen(part)
+        if chosen is not None:
+            here = chosen
+            continue
+        kept.append(part)
+        above, here = here, here.below(part)
+    return kept, above.models
 
 
-def _allowed(model: type[Model], location: list[str]) -> str:
-    """', allowed: ...' where the key at a location takes a closed set of values."""
-    fields = model_at(model, location[:-1])
-    if fields is None or not location or location[-1] not in fields.model_fields:
-        return ""
+def _allowed(places: list[type[Model]], location: list[str]) -> str:
+    """', allowed: ...' where the last key of a location takes a closed set of values."""
     values: list[Any] = []
-    pending: list[Any] = [fields.model_fields[location[-1]].annotation]
+    pending: list[Any] = [
+        place.model_fields[location[-1]].annotation
+        for place in places
+        if location and location[-1] in place.model_fields
+    ]
     while pending:
         annotation = pending.pop()
         for argument in get_args(annotation):

@@ -7,21 +7,29 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ofq_core.distributed import World
 
 PACKAGES = ("torch", "timm", "numpy", "pydantic", "ofq-core")
 
 
-def describe_environment() -> dict[str, Any]:
+def describe_environment(world: World) -> dict[str, Any]:
     """Facts for env.json; unknown ones are null."""
     import torch
 
+    cuda = world.device.type == "cuda"
     return {
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in PACKAGES},
         },
-        "device": "cpu",
+        "device": world.device.type,
+        "device_name": torch.cuda.get_device_name(world.device) if cuda else _cpu_name(),
+        "peak_device_memory_bytes": torch.cuda.max_memory_allocated(world.device) if cuda else None,
+        "cuda": torch.version.cuda,
+        "processes": world.size,
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),

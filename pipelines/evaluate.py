@@ -9,19 +9,24 @@ from pipelines.params import load_study
 from pipelines.prepare import data_folder
 from pipelines.qat import FOLDER
 from pipelines.run_folder import describe
-from pipelines.stage import stage_main
+from pipelines.stage import is_main, stage_main
 from pipelines.teacher import WEIGHTS
 
 
 def main(argv: list[str]) -> None:
     """Evaluate results/experiment/ and write its metrics.json."""
     study = load_study()
-    with tracking.background() as tracker:
+    with tracking.background(active=None if is_main() else False) as tracker:
+        from ofq_core.distributed import join_world
         from pipelines.results import read_settings, write_json
         from pipelines.training import Inputs, evaluate_run
 
         settings = read_settings(FOLDER)
-        metrics = evaluate_run(FOLDER, settings, Inputs(data_folder(study), WEIGHTS))
+        with join_world() as world:
+            inputs = Inputs(data_folder(study), WEIGHTS)
+            metrics = evaluate_run(FOLDER, settings, inputs, world)
+        if not world.main:
+            return
         write_json(FOLDER / "metrics.json", metrics)
         tracker.log(FOLDER)
     print(f"evaluate {settings.name}: {describe(metrics)}")

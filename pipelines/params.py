@@ -22,7 +22,7 @@ PARAMS = Path("params.yaml")
 
 
 def load_study(path: Path = PARAMS, source: str | None = None) -> StudySettings:
-    """Parse and check all settings.
+    """Parse and check all settings, and those of every run that they describe.
 
     Args:
         source: how messages call the file, by default its path.
@@ -36,7 +36,13 @@ def load_study(path: Path = PARAMS, source: str | None = None) -> StudySettings:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is no valid YAML: {error}") from error
-    return validated(StudySettings, raw, source or str(path))
+    name = source or str(path)
+    study = validated(StudySettings, raw, name)
+    try:
+        study.every_run()
+    except SettingsError as error:
+        raise SettingsError(f"{name}: {error}") from error
+    return study
 
 
 def compose(overrides: list[str], path: Path = PARAMS) -> None:

@@ -19,10 +19,10 @@ def main(argv: list[str]) -> None:
     """Prepare the data that params.yaml names."""
     study = load_study()
     # Imported here, so that a wrong setting is reported before torch is loaded.
-    from ofq_core.data import prepare_digits
+    from ofq_core.data import prepare_data
 
     folder = data_folder(study)
-    manifest = prepare_digits(study.data, folder)
+    manifest = prepare_data(study.data, folder)
     counts = ", ".join(f"{name} {part['images']}" for name, part in manifest["splits"].items())
     print(f"prepare: {manifest['source']} -> {folder}: {counts} images")
 

@@ -17,10 +17,15 @@ def main(argv: list[str]) -> None:
     """Train the dialled experiment into results/experiment/."""
     study = load_study()
     settings = study.experiment()
+    from ofq_core.distributed import join_world
     from pipelines.results import publish_files
     from pipelines.training import Inputs, finish, train_run
 
-    result = train_run(settings, Inputs(data_folder(study), WEIGHTS), "qat")
+    with join_world() as world:
+        inputs = Inputs(data_folder(study), WEIGHTS)
+        result = train_run(settings, inputs, "qat", world=world)
+    if not world.main:
+        return
     # Metrics of an earlier experiment must not stand beside these weights.
     (FOLDER / "metrics.json").unlink(missing_ok=True)
     publish_files(result, FOLDER)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ofq_core.errors import DataError, SettingsError
-from ofq_core.explain import validated
+from ofq_core.explain import Model, validated
 from ofq_core.files import write_atomic, write_json
 from ofq_core.settings import RunSettings
 
@@ -30,11 +30,16 @@ HISTORY_COLUMNS = (
     "oscillation_share",
     "flip_rate",
     "free_share",
+    "unreadable_images",
 )
 
 
 def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One line per epoch; losses are means over its steps, `free_share` is empty outside CGA."""
+    """One line per epoch; losses are means over its steps.
+
+    Empty: `free_share` outside CGA, `val_*` without a validation split. `unreadable_images`: how
+    many different ones so far.
+    """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -42,9 +47,9 @@ def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomic(path, buffer.getvalue().encode())
 
 
-def write_settings(path: Path, settings: RunSettings) -> None:
-    """The resolved settings of a run."""
-    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+def write_settings(path: Path, settings: Model, keys: set[str] | None = None) -> None:
+    """The resolved settings of a run, or some keys of others."""
+    text = yaml.safe_dump(settings.model_dump(mode="json", include=keys), sort_keys=False)
     write_atomic(path, text.encode())
 
 

@@ -6,23 +6,28 @@ from pathlib import Path
 
 from ofq_core.settings import RunSettings
 from pipelines import tracking
+from pipelines.stage import is_main
 
 
 def run_to_folder(settings: RunSettings, data: Path, teacher: Path | None, stage: str) -> None:
     """Produce results/<study>/<run>/, whole or not at all, and hand it to MLflow.
 
     MLflow is imported by a helper process while this one trains; a tracking server that is down
-    costs a message, never the run.
+    costs a message, never the run. Of several processes only the main one writes and tracks.
     """
     folder = Path("results") / settings.study / settings.name
-    with tracking.background() as tracker:
+    with tracking.background(active=None if is_main() else False) as tracker:
         # Imported here, so that a wrong setting is reported before torch is loaded.
+        from ofq_core.distributed import join_world
         from pipelines.results import publish_folder, write_json
         from pipelines.training import Inputs, evaluate_run, finish, train_run
 
         inputs = Inputs(data=data, teacher=teacher)
-        result = train_run(settings, inputs, stage)
-        metrics = evaluate_run(result, settings, inputs)
+        with join_world() as world:
+            result = train_run(settings, inputs, stage, world=world)
+            metrics = evaluate_run(result, settings, inputs, world)
+        if not world.main:
+            return
         (result / "training.json").unlink()
         write_json(result / "metrics.json", metrics)
         publish_folder(result, folder)
@@ -36,8 +41,10 @@ def describe(metrics: dict[str, object]) -> str:
     oscillation = metrics["oscillation"]
     text = (
         f"top-1 {metrics['top1']:.2f} % ({metrics['n_correct']} of {metrics['n_images']} test "
-        f"images), validation {metrics['val_top1']:.2f} %"
+        "images)"
     )
+    if metrics["val_top1"] is not None:
+        text += f", validation {metrics['val_top1']:.2f} %"
     if isinstance(oscillation, dict):
         text += f", {100 * oscillation['share']:.1f} % of the weights oscillate"
     return text

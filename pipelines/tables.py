@@ -24,7 +24,7 @@ def run_names(study: StudySettings) -> set[str]:
     """Folders of the study's runs; DVC keeps those of cells that are no longer in the grid."""
     cells = product(study.grid.methods, study.grid.bits, study.grid.seeds)
     names = {study.cell(*cell).name for cell in cells}
-    return names | {study.full_precision(seed).name for seed in study.grid.seeds}
+    return names | {study.full_precision(seed).name for seed in study.grid.full_precision_seeds}
 
 
 def main(argv: list[str]) -> None:

@@ -5,34 +5,44 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ofq_core.settings import StudySettings
 from pipelines.params import load_study
 from pipelines.prepare import data_folder
 from pipelines.stage import stage_main
 
+if TYPE_CHECKING:
+    from torch import nn
+
 FOLDER = Path("results/teacher")
 WEIGHTS = FOLDER / "teacher.pt"
+# Images per forward where no recipe says how many; without influence on the result.
+BATCH_SIZE = 256
 
 
 def main(argv: list[str]) -> None:
-    """Train the teacher, or take the checkpoint that the settings name, and evaluate it."""
+    """Train the teacher, or take the weights that the settings name, and evaluate it."""
     study = load_study()
-    if study.teacher.checkpoint is None:
+    if study.teacher.checkpoint is None and study.teacher.pretrained is None:
         train(study)
     else:
-        adopt(study, Path(study.teacher.checkpoint))
+        adopt(study)
 
 
 def train(study: StudySettings) -> None:
     """Train by the teacher's recipe and seed."""
+    from ofq_core.distributed import join_world
     from pipelines.results import publish_folder, write_json
     from pipelines.training import Inputs, evaluate_run, finish, train_run
 
     settings = study.full_precision(study.teacher.seed)
     inputs = Inputs(data=data_folder(study), teacher=None)
-    result = train_run(settings, inputs, "teacher")
-    metrics = evaluate_run(result, settings, inputs)
+    with join_world() as world:
+        result = train_run(settings, inputs, "teacher", world=world)
+        metrics = evaluate_run(result, settings, inputs, world)
+    if not world.main:
+        return
     write_json(result / "metrics.json", {**metrics, "epochs": settings.recipe.epochs})
     (result / "student.pt").replace(result / "teacher.pt")
     publish_folder(result, FOLDER)
@@ -40,32 +50,56 @@ def train(study: StudySettings) -> None:
     report(metrics)
 
 
-def adopt(study: StudySettings, checkpoint: Path) -> None:
-    """Check that a given checkpoint fits the model, evaluate it and take it as the teacher."""
+def adopt(study: StudySettings) -> None:
+    """Check that given weights fit the model and the data, evaluate them and take them."""
+    import torch
+
     from ofq_core import checkpoints
-    from ofq_core.data import load_prepared
+    from ofq_core.data import open_data
+    from ofq_core.distributed import join_world
     from ofq_core.evaluation import evaluate
-    from ofq_core.models import build_model
     from ofq_core.training import make_deterministic
     from pipelines.results import publish_folder, write_json, write_settings
-    from pipelines.training import PARTIAL
+    from pipelines.training import PARTIAL, check_fits
 
-    settings = study.full_precision(study.teacher.seed)
-    make_deterministic(settings.seed, settings.recipe.threads or 1)
-    model = build_model(settings.model, settings.seed)
-    checkpoints.load_weights(model, checkpoint, "teacher")
-    data = load_prepared(data_folder(study))
-    metrics = evaluate(model, data, data.test, settings.recipe.batch_size).as_dict()
-    result = PARTIAL / "teacher-adopted"
-    shutil.rmtree(result, ignore_errors=True)
-    checkpoints.save(result / WEIGHTS.name, model.state_dict())
-    write_settings(result / "settings.yaml", settings)
-    write_json(result / "metrics.json", {**metrics, "source": str(checkpoint)})
-    publish_folder(result, FOLDER)
-    report(metrics)
+    teacher = study.teacher
+    threads = None if teacher.recipe is None else teacher.recipe.threads
+    make_deterministic(teacher.seed, threads or torch.get_num_threads())
+    with join_world() as world:
+        data = open_data(study.data, data_folder(study))
+        # One process alone, so that not all of them download.
+        given = given_weights(study) if world.main else None
+        world.wait()
+        model = given or given_weights(study)
+        check_fits(model, study.model, data)
+        model.to(world.device)
+        result = evaluate(model, data, "test", BATCH_SIZE, world.share, world.device)
+    if not world.main:
+        return
+    folder = PARTIAL / "teacher-adopted"
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoints.save(folder / WEIGHTS.name, model.cpu().state_dict())
+    keys = {"study", "model", "data", "teacher"}
+    write_settings(folder / "settings.yaml", study, keys)
+    source = teacher.checkpoint or teacher.pretrained
+    write_json(folder / "metrics.json", {**result.as_dict(), "source": source})
+    publish_folder(folder, FOLDER)
+    report(result.as_dict())
 
 
-def report(metrics: dict[str, float]) -> None:
+def given_weights(study: StudySettings) -> nn.Module:
+    """The model with the weights of `teacher.checkpoint` or `teacher.pretrained`."""
+    from ofq_core import checkpoints
+    from ofq_core.models import build_model, load_pretrained
+
+    if study.teacher.pretrained is not None:
+        return load_pretrained(study.model, study.teacher.pretrained)
+    model = build_model(study.model, study.teacher.seed)
+    checkpoints.load_weights(model, Path(str(study.teacher.checkpoint)), "teacher")
+    return model
+
+
+def report(metrics: dict[str, Any]) -> None:
     """One line for the log."""
     print(f"teacher: top-1 {metrics['top1']:.2f} % on {metrics['n_images']} test images")
 

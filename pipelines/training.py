@@ -7,6 +7,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,22 @@ from torch import nn
 import ofq_core
 from ofq_core import checkpoints
 from ofq_core.cost import model_cost
-from ofq_core.data import PreparedData, load_prepared
+from ofq_core.data import Data, open_data
+from ofq_core.distributed import CPU, World
 from ofq_core.errors import CheckpointError, DataError
 from ofq_core.evaluation import evaluate
 from ofq_core.files import sha256_file
 from ofq_core.models import QuantPlan, build_model, convert, image_shape
 from ofq_core.nn import calibrate
-from ofq_core.settings import RunSettings
-from ofq_core.training import Teacher, Trainer, generator, make_deterministic
+from ofq_core.settings import ModelSettings, RunSettings
+from ofq_core.training import Teacher, Trainer, make_deterministic
 from pipelines.environment import describe_environment
 from pipelines.progress import ProgressBar
 from pipelines.results import read_json, write_history, write_json, write_settings
 
 PARTIAL = Path(".partial")
 CALIBRATION_IMAGES = 256
+UNREADABLE_NAMES = 20
 
 Log = Callable[[str], None]
 
@@ -47,68 +50,102 @@ def _say(message: str) -> None:
     print(message, flush=True)
 
 
-def build_student(settings: RunSettings, inputs: Inputs, data: PreparedData, log: Log) -> nn.Module:
+def _ignore(message: object) -> None:
+    pass
+
+
+def check_fits(model: nn.Module, settings: ModelSettings, data: Data) -> None:
+    """Check that a model takes these images and knows these classes.
+
+    Raises:
+        DataError: it does not.
+    """
+    if data.classes != settings.num_classes:
+        raise DataError(
+            f"model.num_classes = {settings.num_classes}, but the data has {data.classes} classes"
+        )
+    if image_shape(model) != data.shape:
+        raise DataError(
+            f"model.img_size = {settings.img_size}, model.in_chans = {settings.in_chans}: the "
+            f"model takes images of shape {image_shape(model)}, the data has {data.shape} "
+            "(channels, height, width)"
+        )
+
+
+def build_student(
+    settings: RunSettings, inputs: Inputs, data: Data, log: Log, device: torch.device = CPU
+) -> nn.Module:
     """The model that a run trains: fresh without a teacher, else the teacher's converted copy."""
     model = build_model(settings.model, settings.seed)
-    if data.classes != settings.model.num_classes:
-        raise DataError(
-            f"model.num_classes = {settings.model.num_classes}, but the data has {data.classes} "
-            "classes"
-        )
-    shape = tuple(data.train.images.shape[1:])
-    if image_shape(model) != shape:
-        raise DataError(
-            f"model.img_size = {settings.model.img_size}, model.in_chans = "
-            f"{settings.model.in_chans}: the model takes images of shape {image_shape(model)}, the "
-            f"data has {shape} (channels, height, width)"
-        )
+    check_fits(model, settings.model, data)
     if inputs.teacher is None:
         return model
     checkpoints.load_weights(model, inputs.teacher, "teacher")
-    report = convert(model, QuantPlan.from_settings(settings.quant))
+    plan = QuantPlan.from_settings(settings.quant, settings.fidelity)
+    report = convert(model, plan, settings.seed)
     log(f"{settings.name}: {report.summary()}")
-    count = min(CALIBRATION_IMAGES, len(data.train))
     # The same images for every method: they depend on the seed alone.
-    order = torch.randperm(len(data.train), generator=generator(settings.seed, "calibration"))
-    images = data.normalise(data.train.images[order[:count]])
-    scales = calibrate(model, images)
+    images = data.calibration_images(settings.seed, CALIBRATION_IMAGES)
+    scales = calibrate(model.to(device), images.to(device))
     smallest = min((c.smallest for c in scales), default=float("nan"))
     log(
-        f"{settings.name}: calibrated {len(scales)} activation quantizers on {count} images, "
+        f"{settings.name}: calibrated {len(scales)} activation quantizers on {len(images)} images, "
         f"smallest scale {smallest:.2e}"
     )
     return model
 
 
-def train_run(settings: RunSettings, inputs: Inputs, stage: str, log: Log = _say) -> Path:
+def train_run(
+    settings: RunSettings,
+    inputs: Inputs,
+    stage: str,
+    log: Log = _say,
+    world: World | None = None,
+) -> Path:
     """Train one run in a private folder, resuming what an earlier attempt left there.
+
+    Every process of the world must call. Only the main one writes and logs.
 
     Returns:
         A folder with student.pt, history.csv, oscillation.json, training.json, settings.yaml and
         env.json, complete; the caller moves it into place and then calls `finish`.
     """
+    world = world or World()
+    log = log if world.main else _ignore
     began = time.time()
     make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
-    data = load_prepared(inputs.data)
+    data = open_data(settings.data, inputs.data)
     if inputs.teacher is not None and not inputs.teacher.is_file():
         raise CheckpointError(f"teacher {inputs.teacher}: no such file; run `dvc repro teacher`")
     work = PARTIAL / f"{stage}-{settings.name}-{_run_key(settings, inputs, data)[:12]}"
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
         # Read here too, so that a damaged one is reported before anything is built or said.
-        done = checkpoints.load_checkpoint(checkpoint, settings.sha256())["progress"]["epoch"]
-        log(f"{settings.name}: cut off before, going on after epoch {done} from {checkpoint}")
-    model = build_student(settings, inputs, data, log)
+        done = checkpoints.load_checkpoint(checkpoint, settings.sha256())["progress"]
+        log(
+            f"{settings.name}: cut off before, going on after epoch {done['epoch']}, step "
+            f"{done['running']['steps']} from {checkpoint}"
+        )
+    model = build_student(settings, inputs, data, log, world.device)
     teacher = None
     if inputs.teacher is not None and settings.distill is not None:
         full = build_model(settings.model, settings.seed)
         checkpoints.load_weights(full, inputs.teacher, "teacher")
-        teacher = Teacher(full, settings.distill.teacher_head)
-    with ProgressBar(f"{stage} {settings.name}") as bar:
-        trainer = Trainer(settings, model, teacher, data, checkpoint, bar)
-        progress = trainer.run()
+        teacher = Teacher(full, settings.fidelity.teacher_head, settings.fidelity.teacher_mode)
+    observer = ProgressBar(f"{stage} {settings.name}") if world.main else nullcontext(_ignore)
+    with observer as observe:
+        trainer = Trainer(settings, model, teacher, data, checkpoint, observe, world, log)
+        trainer.run()
     result = work / "result"
-    checkpoints.save(result / "student.pt", model.state_dict())
+    if world.main:
+        _write_result(result, trainer, inputs, began)
+    world.wait()
+    return result
+
+
+def _write_result(result: Path, trainer: Trainer, inputs: Inputs, began: float) -> None:
+    settings, progress = trainer.settings, trainer.progress
+    checkpoints.save(result / "student.pt", trainer.model.state_dict())
     write_history(result / "history.csv", progress.history)
     write_json(result / "oscillation.json", trainer.oscillation_layers)
     train_images = len(progress.history) * trainer.steps * trainer.batch_size
@@ -118,11 +155,15 @@ def train_run(settings: RunSettings, inputs: Inputs, stage: str, log: Log = _say
             "val_top1": progress.best_top1,
             "epoch_selected": progress.best_epoch,
             "oscillation": trainer.oscillation,
+            "unreadable_images": {
+                "count": len(progress.unreadable),
+                "names": progress.unreadable[:UNREADABLE_NAMES],
+            },
             "cost": {
                 "train_seconds": progress.seconds,
                 "images_per_second": train_images / progress.seconds,
                 "peak_memory_bytes": peak_memory_bytes(),
-                **model_cost(model).as_dict(),
+                **model_cost(trainer.model).as_dict(),
             },
             "settings_sha256": settings.sha256(),
         },
@@ -131,25 +172,57 @@ def train_run(settings: RunSettings, inputs: Inputs, stage: str, log: Log = _say
     write_json(
         result / "env.json",
         {
-            **describe_environment(),
-            "manifest_sha256": data.manifest_sha256,
+            **describe_environment(trainer.world),
+            "precision": settings.recipe.precision,
+            "pieces_per_step": trainer.gradients.pieces,
+            "manifest_sha256": trainer.data.manifest_sha256,
             "teacher_sha256": None if inputs.teacher is None else sha256_file(inputs.teacher),
             "wall_seconds": time.time() - began,
         },
     )
-    return result
 
 
-def evaluate_run(folder: Path, settings: RunSettings, inputs: Inputs) -> dict[str, Any]:
-    """Read the test split, once, with the selected weights; returns the content of metrics.json."""
+def evaluate_run(
+    folder: Path, settings: RunSettings, inputs: Inputs, world: World | None = None
+) -> dict[str, Any]:
+    """Read the test split, once, with the selected weights.
+
+    Every process of the world must call.
+
+    Returns:
+        The content of metrics.json. reference_top1: the teacher's on the same images, null where
+        the teacher's stage has not told.
+    """
+    world = world or World()
     make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
-    data = load_prepared(inputs.data)
+    data = open_data(settings.data, inputs.data)
     model = build_model(settings.model, settings.seed)
     if inputs.teacher is not None:
-        convert(model, QuantPlan.from_settings(settings.quant))
+        plan = QuantPlan.from_settings(settings.quant, settings.fidelity)
+        convert(model, plan, settings.seed)
     checkpoints.load_weights(model, folder / "student.pt", "student")
-    result = evaluate(model, data, data.test, settings.recipe.batch_size)
-    return {**result.as_dict(), **read_json(folder / "training.json")}
+    result = evaluate(
+        model.to(world.device),
+        data,
+        "test",
+        settings.recipe.batch_size,
+        world.share,
+        world.device,
+        settings.recipe.precision,
+    )
+    metrics = {**result.as_dict(), **read_json(folder / "training.json")}
+    # The main process will remove or move files when it has this.
+    world.wait()
+    return {**metrics, "reference_top1": _reference_top1(inputs)}
+
+
+def _reference_top1(inputs: Inputs) -> float | None:
+    """What the teacher's stage measured, beside the teacher's weights."""
+    if inputs.teacher is None:
+        return None
+    path = inputs.teacher.with_name("metrics.json")
+    value = read_json(path).get("top1") if path.is_file() else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def finish(result: Path) -> None:
@@ -165,7 +238,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _run_key(settings: RunSettings, inputs: Inputs, data: PreparedData) -> str:
+def _run_key(settings: RunSettings, inputs: Inputs, data: Data) -> str:
     """All that decides a run: settings, data, teacher, torch and this code.
 
     A checkpoint of anything else is never resumed.

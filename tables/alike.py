@@ -14,7 +14,7 @@ def refuse_unlike(runs: Sequence[Run], may_differ: Iterable[str]) -> None:
     allowed = tuple(may_differ)
     for run in runs[1:]:
         for key in differing_keys(runs[0], run):
-            if not _covered(key, allowed):
+            if not covered(key, allowed):
                 first, other = _value(runs[0], key), _value(run, key)
                 raise TableError(
                     f"{runs[0].folder} and {run.folder} differ in {key}: {first} and {other}; "
@@ -56,5 +56,6 @@ def _value(run: Run, key: str) -> Any:
     return run.settings.get(key, _ABSENT)
 
 
-def _covered(key: str, allowed: tuple[str, ...]) -> bool:
+def covered(key: str, allowed: Iterable[str]) -> bool:
+    """Whether a dotted key, or a section above it, is among the allowed ones."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in allowed)

@@ -106,7 +106,9 @@ def _refuse_unlike_groups(spec: TableSpec, groups: dict[tuple[str, int], list[Ru
     for group in groups.values():
         refuse_unlike(group, ["seed"])
     quantized = _quantized(spec, groups)
-    refuse_unlike(quantized, spec.may_differ)
+    refuse_unlike(quantized, [*spec.may_differ, *spec.may_differ_between_bits])
+    for bits in spec.bits:
+        refuse_unlike([run for run in quantized if run.wbits == bits], spec.may_differ)
     refuse_other_teacher(quantized)
     for row in spec.rows:
         if row.bits is not None:
@@ -183,7 +185,9 @@ def _details(runs: Sequence[Run]) -> dict[str, float]:
     details: dict[str, float] = {}
     if runs:
         for key in ("top5", "loss", "val_top1"):
-            details[f"{key}_mean"] = seeds.mean([getattr(run, key) for run in runs])
+            known = [value for run in runs if (value := getattr(run, key)) is not None]
+            if len(known) == len(runs):
+                details[f"{key}_mean"] = seeds.mean(known)
         for key in runs[0].costs:
             values = [run.costs[key] for run in runs if key in run.costs]
             if len(values) == len(runs):

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tables.alike import differing_keys
+from tables.alike import covered, differing_keys
 from tables.errors import TableError
 from tables.files import read_json
 from tables.model import Row
@@ -36,7 +37,13 @@ def table_notes(
     notes = [fill(note, quantized, where) for note in (*spec.notes, last)]
     notes.append(_TRUST)
     notes += [
-        note for note in (_published_detail(rows), _own_recipe(spec, quantized, shown)) if note
+        note
+        for note in (
+            _published_detail(rows),
+            _own_recipe(spec, quantized, shown),
+            _recipe_of_bits(spec, quantized),
+        )
+        if note
     ]
     if teacher is not None:
         notes.append(teacher_note(teacher))
@@ -108,11 +115,7 @@ def _own_recipe(spec: TableSpec, quantized: Sequence[Run], shown: Sequence[Run])
         own = [run for run in shown if run.method == row.method]
         if not row.may_differ or not own or quantized[0].method == row.method:
             continue
-        keys = [
-            key
-            for key in differing_keys(own[0], quantized[0])
-            if any(key == prefix or key.startswith(f"{prefix}.") for prefix in row.may_differ)
-        ]
+        keys = [key for key in differing_keys(own[0], quantized[0]) if covered(key, row.may_differ)]
         ours, theirs = own[0].settings, quantized[0].settings
         pairs = [
             f"{key} {ours.get(key, 'unset')} (quantized rows: {theirs.get(key, 'unset')})"
@@ -121,6 +124,24 @@ def _own_recipe(spec: TableSpec, quantized: Sequence[Run], shown: Sequence[Run])
         if pairs:
             sentences.append(f"{row.label} has its own {', '.join(pairs)}.")
     return " ".join(sentences)
+
+
+def _recipe_of_bits(spec: TableSpec, quantized: Sequence[Run]) -> str:
+    """Disclose, key by key, where the columns differ, as the published recipes do."""
+    first = {bits: next((r for r in quantized if r.wbits == bits), None) for bits in spec.bits}
+    runs = {bits: run for bits, run in first.items() if run is not None}
+    keys = {
+        key
+        for one, other in combinations(runs.values(), 2)
+        for key in differing_keys(one, other)
+        if covered(key, spec.may_differ_between_bits)
+    }
+    told = [
+        f"{key} "
+        + ", ".join(f"{run.settings.get(key, 'unset')} ({run.bits})" for run in runs.values())
+        for key in sorted(keys)
+    ]
+    return f"Each bit width has its own {'; '.join(told)}." if told else ""
 
 
 def _missing(spec: TableSpec, rows: Sequence[Row]) -> list[str]:

@@ -36,7 +36,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: accuracies in percent, shares as fractions, costs as their keys say."""
+    """One finished run: accuracies in percent, shares as fractions, costs as their keys say.
+
+    val_top1 is None where no training images were held out for selection.
+    """
 
     folder: Path
     method: str
@@ -46,7 +49,7 @@ class Run:
     top1: float
     top5: float
     loss: float
-    val_top1: float
+    val_top1: float | None
     n_images: int
     n_correct: int
     oscillation_share: float | None
@@ -138,7 +141,7 @@ def read_run(folder: Path) -> Run:
         top1=_number(metrics, "top1", path, "", 0, 100),
         top5=_number(metrics, "top5", path, "", 0, 100),
         loss=_number(metrics, "loss", path),
-        val_top1=_number(metrics, "val_top1", path, "", 0, 100),
+        val_top1=_number_or_null(metrics, "val_top1", path, 0, 100),
         n_images=_whole(metrics, "n_images", path),
         n_correct=_whole(metrics, "n_correct", path),
         oscillation_share=share,
@@ -200,6 +203,14 @@ def _number(
     if not low <= value <= high:
         raise TableError(f"{path}: key '{prefix}{key}' is {value}, expected {low} to {high}")
     return float(value)
+
+
+def _number_or_null(
+    source: Mapping[str, Any], key: str, path: Path, low: float, high: float
+) -> float | None:
+    if key in source and source[key] is None:
+        return None
+    return _number(source, key, path, "", low, high)
 
 
 def _whole(source: Mapping[str, Any], key: str, path: Path) -> int:

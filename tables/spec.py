@@ -45,6 +45,7 @@ class TableSpec:
     bits: tuple[int, ...]
     baseline: str
     may_differ: tuple[str, ...]
+    may_differ_between_bits: tuple[str, ...]
     rows: tuple[RowSpec, ...]
     published: PublishedSpec
     notes: tuple[str, ...]
@@ -68,6 +69,7 @@ def load_spec(name: str, folder: Path = SPECS) -> TableSpec:
         bits=tuple(_bits(item, str(path)) for item in keys.items("bits")),
         baseline=keys.text("baseline"),
         may_differ=keys.names("may_differ"),
+        may_differ_between_bits=keys.names("may_differ_between_bits", default=[]),
         rows=tuple(_row(_Keys(item, f"{path}: rows")) for item in keys.items("rows")),
         published=PublishedSpec(
             published.text("model"),

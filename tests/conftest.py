@@ -63,7 +63,7 @@ def close():
     def check(actual, expected, what=""):
         torch.testing.assert_close(
             actual.detach(),
-            torch.tensor(expected, dtype=torch.float32),
+            torch.as_tensor(expected, dtype=torch.float32),
             rtol=2e-5,
             atol=2e-6,
             msg=lambda message: f"{what}: {message}",

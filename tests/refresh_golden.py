@@ -115,24 +115,25 @@ def _double_precision(training: Any):
     """Models, data and draws in FP64; what `make_deterministic` sets is undone."""
     import torch
 
-    load = training.load_prepared
+    from ofq_core.data import ArrayData, load_prepared
 
-    def load_double(folder: Path) -> Any:
-        data = load(folder)
+    def open_double(settings: Any, folder: Path) -> Any:
+        data = load_prepared(folder)
         splits = {
             name: replace(split, images=split.images.double())
             for name in ("train", "val", "test")
             for split in (getattr(data, name),)
         }
-        return replace(data, **splits)
+        return ArrayData(replace(data, **splits), settings)
 
+    open_single = training.open_data
     before = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
-    training.load_prepared = load_double
+    training.open_data = open_double
     try:
         yield
     finally:
-        training.load_prepared = load
+        training.open_data = open_single
         torch.set_default_dtype(before[0])
         torch.set_num_threads(before[1])
         torch.use_deterministic_algorithms(False)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ofq_core.errors import CheckpointError
 from ofq_core.files import write_atomic
 
-FORMAT = "ofq-checkpoint-1"
-CONTENT = ("settings_sha256", "progress", "model", "optimizer", "tracker", "torch_rng")
+FORMAT = "ofq-checkpoint-2"
+CONTENT = ("settings_sha256", "progress", "model", "optimizer", "tracker", "averaged")
 
 
 def save(path: Path, value: Any) -> None:

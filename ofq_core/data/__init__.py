@@ -1,7 +1,25 @@
-"""Data: preparation with a manifest, splits in memory, augmentation."""
+"""Data: preparation with a manifest, and batches for training and evaluation."""
 
+from ofq_core.data.arrays import ArrayData
 from ofq_core.data.augment import augment
 from ofq_core.data.digits import prepare_digits
+from ofq_core.data.open import open_data, prepare_data
+from ofq_core.data.source import Batch, Data, Share, SplitName, positions
 from ofq_core.data.splits import PreparedData, Split, load_prepared, read_manifest
 
-__all__ = ["PreparedData", "Split", "augment", "load_prepared", "prepare_digits", "read_manifest"]
+__all__ = [
+    "ArrayData",
+    "Batch",
+    "Data",
+    "PreparedData",
+    "Share",
+    "Split",
+    "SplitName",
+    "augment",
+    "load_prepared",
+    "open_data",
+    "positions",
+    "prepare_data",
+    "prepare_digits",
+    "read_manifest",
+]

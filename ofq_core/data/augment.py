@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ofq_core.settings import DataSettings
+from ofq_core.settings import DigitsSettings
 
 
-def augment(images: Tensor, settings: DataSettings, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, settings: DigitsSettings, generator: torch.Generator) -> Tensor:
     """A random affine view of every image, and optional noise.
 
     Digits keep their orientation: no flips, and only small rotations.

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from ofq_core.data.splits import ARRAYS, MANIFEST, SPLITS
 from ofq_core.errors import DataError
 from ofq_core.files import write_atomic, write_json
-from ofq_core.settings import DataSettings
+from ofq_core.settings import DigitsSettings
 
 
-def prepare_digits(settings: DataSettings, folder: Path) -> dict[str, Any]:
+def prepare_digits(settings: DigitsSettings, folder: Path) -> dict[str, Any]:
     """Write arrays.npz and manifest.json, the same bytes for the same settings.
 
     The split is stratified by class and fixed by `split_seed`: test first, then validation, the

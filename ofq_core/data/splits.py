@@ -47,8 +47,8 @@ class PreparedData:
         return (images - self.mean) / self.std
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder.
+def read_manifest(folder: Path, needed: tuple[str, ...] = NEEDED) -> dict[str, Any]:
+    """The manifest of a prepared folder; `needed` keys must be in it.
 
     Raises:
         DataError: the folder or its manifest is missing or damaged.
@@ -62,7 +62,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged ({error}); run `dvc repro -f prepare`") from error
     if not isinstance(manifest, dict):
         raise DataError(f"{path} is damaged (no mapping); run `dvc repro -f prepare`")
-    missing = [key for key in NEEDED if key not in manifest]
+    missing = [key for key in needed if key not in manifest]
     if missing:
         raise DataError(f"{path} is damaged (no {missing[0]}); run `dvc repro -f prepare`")
     return manifest

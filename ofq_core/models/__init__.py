@@ -1,8 +1,10 @@
 """Full-precision models through timm, and their conversion to quantized ones."""
 
 from ofq_core.models.build import build_model, is_distilled
-from ofq_core.models.convert import ConversionReport, QuantPlan, convert
-from ofq_core.models.geometry import image_shape, token_count
+from ofq_core.models.convert import QuantPlan, convert
+from ofq_core.models.geometry import image_shape, is_swin, token_count
+from ofq_core.models.pretrained import load_pretrained
+from ofq_core.models.report import ConversionReport
 
 __all__ = [
     "ConversionReport",
@@ -11,5 +13,7 @@ __all__ = [
     "convert",
     "image_shape",
     "is_distilled",
+    "is_swin",
+    "load_pretrained",
     "token_count",
 ]

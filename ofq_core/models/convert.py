@@ -1,18 +1,18 @@
-"""Turn a full-precision timm vision transformer into a quantized one, and say what became of
-every tensor."""
+"""Turn a full-precision timm model into a quantized one: walk it and replace its layers."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ofq_core.errors import ModelError
-from ofq_core.models.geometry import token_count
+from ofq_core.models.geometry import is_swin, token_count
+from ofq_core.models.released_init import lose_released_tensors
+from ofq_core.models.report import ConversionReport, compare
 from ofq_core.nn import (
     AttentionPlan,
     FullPrecisionWeight,
@@ -20,30 +20,37 @@ from ofq_core.nn import (
     LSQWeight,
     MakeWeightQuantizer,
     QKRAttention,
+    QKRWindowAttention,
     QuantAttention,
     QuantConv2d,
     QuantLinear,
+    QuantWindowAttention,
     StatsQWeight,
+    TokenLSQ,
 )
-from ofq_core.settings import QuantSettings
+from ofq_core.settings import FidelitySettings, QuantSettings
 
 _WEIGHT_QUANTIZERS = {"statsq": StatsQWeight, "lsq": LSQWeight}
+_SOFTMAX = "softmax does not depend on it"
+_RELEASED = "fidelity.initialization = released"
 
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """Quantization as objects instead of names; see `QuantSettings` for the meaning."""
+    """Quantization as objects instead of names; see `QuantSettings` and `FidelitySettings`."""
 
     make_weight_quantizer: MakeWeightQuantizer
     make_edge_weight_quantizer: MakeWeightQuantizer
     activation_bits: int
     edge_bits: int
-    attention: type[QuantAttention] | type[QKRAttention]
-    fold_query_bias: bool
+    qkr: bool
+    fold_query_bias: bool = True
     dead_biases: bool = False
+    column_scales: bool = False
+    released_initialization: bool = False
 
     @classmethod
-    def from_settings(cls, settings: QuantSettings) -> QuantPlan:
+    def from_settings(cls, settings: QuantSettings, fidelity: FidelitySettings) -> QuantPlan:
         """Read names and numbers once, here."""
         weight: MakeWeightQuantizer = FullPrecisionWeight
         if settings.wbits != 32:
@@ -56,74 +63,111 @@ class QuantPlan:
             make_edge_weight_quantizer=edge,
             activation_bits=settings.abits,
             edge_bits=settings.edge_bits,
-            attention=QKRAttention if settings.qkr else QuantAttention,
-            fold_query_bias=settings.qk_bias == "fold",
+            qkr=settings.qkr,
+            fold_query_bias=fidelity.qk_bias == "fold",
+            dead_biases=fidelity.dead_biases,
+            column_scales=fidelity.swin_scale_axis == "column",
+            released_initialization=fidelity.initialization == "released",
+        )
+
+    def attention(self, tokens: int) -> AttentionPlan:
+        """The part of the plan that concerns attention over so many tokens."""
+        return AttentionPlan(
+            tokens=tokens,
+            activation_bits=self.activation_bits,
+            make_weight_quantizer=self.make_weight_quantizer,
+            fold_query_bias=self.fold_query_bias,
+            dead_biases=self.dead_biases,
         )
 
 
-@dataclass(frozen=True)
-class ConversionReport:
-    """What became of every tensor of the source model.
+def convert(model: nn.Module, plan: QuantPlan, seed: int = 0) -> ConversionReport:
+    """Replace the layers of a timm vision or Swin transformer in place by quantized ones.
 
-    kept: source name -> names in the quantized model that hold its values. dropped: source
-    name (or part of it) -> why. new: names that the source does not have.
-    """
+    Quantized: patch embedding and heads with `edge_bits`; the linears and attention operands of
+    every block, and Swin's reductions, with the plan's bits. Norms, GELU, softmax, residuals,
+    tokens, position embedding, relative position bias and shift mask stay FP32 (spec 3.2).
+    Activation scales are NaN until `calibrate` or a load.
 
-    kept: dict[str, tuple[str, ...]]
-    dropped: dict[str, str]
-    new: tuple[str, ...]
-
-    def summary(self) -> str:
-        """One line for the log."""
-        kinds = Counter((".".join(n.split(".")[-2:]), why) for n, why in self.dropped.items())
-        dropped = "".join(f"; {n} x {kind} dropped ({why})" for (kind, why), n in kinds.items())
-        return f"{len(self.kept)} tensors kept, {len(self.new)} new{dropped}"
-
-
-def convert(model: nn.Module, plan: QuantPlan) -> ConversionReport:
-    """Replace the layers of a timm vision transformer in place by quantized ones.
-
-    Quantized: patch embedding and heads with `edge_bits`, the linears and attention operands of
-    every block with the plan's bits. Norms, GELU, softmax, residuals, tokens and position
-    embedding stay FP32 (spec 3.2). Activation scales are NaN until `calibrate` or a load.
+    Args:
+        seed: of the values that take the place of those that the released initialisation loses.
 
     Raises:
-        ModelError: the model has no attention, or attention of a kind that is not supported.
+        ModelError: the model has no attention, or parts of a kind that is not supported.
     """
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    blocks: Any = getattr(model, "blocks", None)
-    if blocks is None or not all(hasattr(block, "attn") for block in blocks):
-        raise ModelError(
-            f"{type(model).__name__} has no attention blocks: quantization (and quant.qkr) needs "
-            "a timm vision transformer"
-        )
-    vit: Any = model
-    _check_surroundings(vit)
+    _check(model)
+    if plan.released_initialization:
+        lose_released_tensors(model, plan.qkr, seed)
+    part: Any = model
+    part.patch_embed.proj = _quant_patch_embedding(part.patch_embed, plan)
+    if is_swin(model):
+        _convert_stages(part, plan)
+    else:
+        _convert_blocks(part, plan)
+    lost = {
+        "k_bias": _RELEASED if plan.released_initialization and not plan.qkr else _SOFTMAX,
+        "q_bias": "fidelity.qk_bias = drop",
+    }
+    if plan.released_initialization:
+        ends = ("attn.proj.weight", "attn.proj.bias", "relative_position_bias_table")
+        lost |= dict.fromkeys((*ends, "qkv.weight", "qkv.bias"), _RELEASED)
+    return compare(before, model, lost)
+
+
+def _convert_blocks(vit: Any, plan: QuantPlan) -> None:
     tokens = token_count(vit)
-    attention_plan = AttentionPlan(
-        tokens=tokens,
-        activation_bits=plan.activation_bits,
-        make_weight_quantizer=plan.make_weight_quantizer,
-        fold_query_bias=plan.fold_query_bias,
-        dead_biases=plan.dead_biases,
-    )
-    vit.patch_embed.proj = _quant_patch_embedding(vit, plan)
-    for index, block in enumerate(blocks):
-        _check_attention(block.attn, f"blocks.{index}.attn")
-        block.attn = plan.attention(block.attn, attention_plan)
-        _convert_mlp(block.mlp, attention_plan, f"blocks.{index}.mlp")
+    attention = QKRAttention if plan.qkr else QuantAttention
+    for block in vit.blocks:
+        block.attn = attention(block.attn, plan.attention(tokens))
+        _convert_mlp(block.mlp, plan, tokens, None)
     for name in ("head", "head_dist"):
         head = getattr(vit, name, None)
         if isinstance(head, nn.Linear):
             setattr(vit, name, _quant_head(head, plan))
-    return _report(before, model)
 
 
-def _quant_patch_embedding(vit: Any, plan: QuantPlan) -> QuantConv2d:
-    source = vit.patch_embed.proj
+def _convert_stages(swin: Any, plan: QuantPlan) -> None:
+    attention = QKRWindowAttention if plan.qkr else QuantWindowAttention
+    for stage in swin.layers:
+        height, width = stage.output_resolution
+        columns = width if plan.column_scales else None
+        merging = stage.downsample
+        if not isinstance(merging, nn.Identity):
+            quantizer = _token_quantizer(
+                plan, height * width, merging.reduction.in_features, columns
+            )
+            merging.reduction = QuantLinear(
+                merging.reduction, quantizer, plan.make_weight_quantizer
+            )
+        for block in stage.blocks:
+            block.attn = attention(block.attn, plan.attention(block.window_area))
+            _convert_mlp(block.mlp, plan, height * width, columns)
+    if isinstance(swin.head.fc, nn.Linear):
+        swin.head.fc = _quant_head(swin.head.fc, plan)
+
+
+def _convert_mlp(mlp: Any, plan: QuantPlan, positions: int, columns: int | None) -> None:
+    for name, signed in (("fc1", True), ("fc2", False)):
+        # After GELU nearly everything is positive; the bias before it can shift the small tail up.
+        source = getattr(mlp, name)
+        quantizer = _token_quantizer(plan, positions, source.in_features, columns, signed)
+        setattr(mlp, name, QuantLinear(source, quantizer, plan.make_weight_quantizer))
+
+
+def _token_quantizer(
+    plan: QuantPlan, positions: int, channels: int, columns: int | None, signed: bool = True
+) -> nn.Module:
+    if plan.activation_bits == 32:
+        return nn.Identity()
+    return TokenLSQ(positions, plan.activation_bits, signed, (channels,), columns=columns)
+
+
+def _quant_patch_embedding(embedding: Any, plan: QuantPlan) -> QuantConv2d:
+    source = embedding.proj
     quantizer: nn.Module = nn.Identity()
     if plan.edge_bits != 32:
-        height, width = vit.patch_embed.img_size
+        height, width = embedding.img_size
         quantizer = LSQActivation(source.in_channels, 1, plan.edge_bits, bias_shape=(height, width))
     return QuantConv2d(source, quantizer, plan.make_edge_weight_quantizer)
 
@@ -135,87 +179,47 @@ def _quant_head(source: nn.Linear, plan: QuantPlan) -> QuantLinear:
     return QuantLinear(source, quantizer, plan.make_edge_weight_quantizer)
 
 
-def _convert_mlp(mlp: Any, plan: AttentionPlan, name: str) -> None:
-    if not isinstance(getattr(mlp, "fc1", None), nn.Linear) or not isinstance(
-        getattr(mlp, "fc2", None), nn.Linear
-    ):
-        raise ModelError(f"{name} is a {type(mlp).__name__}: expected timm's Mlp with fc1 and fc2")
-    mlp.fc1 = QuantLinear(
-        mlp.fc1, plan.token_quantizer(mlp.fc1.in_features), plan.make_weight_quantizer
-    )
-    quantizer: nn.Module = nn.Identity()
-    if plan.activation_bits != 32:
-        # After GELU nearly everything is positive; the bias before it can shift the small tail up.
-        quantizer = LSQActivation(
-            plan.tokens, -2, plan.activation_bits, signed=False, bias_shape=(mlp.fc2.in_features,)
+def _check(model: Any) -> None:
+    """Refuse models with parts that a quantized layer would silently leave out."""
+    blocks = list(_named_blocks(model))
+    if not blocks or not all(hasattr(block, "attn") for _, block in blocks):
+        raise ModelError(
+            f"{type(model).__name__} has no attention blocks: quantization (and quant.qkr) needs "
+            "a timm vision transformer or Swin transformer"
         )
-    mlp.fc2 = QuantLinear(mlp.fc2, quantizer, plan.make_weight_quantizer)
-
-
-def _check_surroundings(vit: Any) -> None:
-    """Refuse models with matrix products outside the blocks that would stay in full precision."""
-    if hasattr(vit.patch_embed, "backbone") or not isinstance(vit.patch_embed.proj, nn.Conv2d):
-        raise ModelError(f"patch_embed is a {type(vit.patch_embed).__name__}: expected PatchEmbed")
-    if getattr(vit, "attn_pool", None) is not None:
+    if hasattr(model.patch_embed, "backbone") or not isinstance(model.patch_embed.proj, nn.Conv2d):
+        kind = type(model.patch_embed).__name__
+        raise ModelError(f"patch_embed is a {kind}: expected PatchEmbed")
+    if getattr(model, "attn_pool", None) is not None:
         raise ModelError("attn_pool is set: attention pooling before the head is not supported")
+    for name, block in blocks:
+        _check_attention(block.attn, f"{name}.attn")
+        mlp = block.mlp
+        if any(not isinstance(getattr(mlp, fc, None), nn.Linear) for fc in ("fc1", "fc2")):
+            raise ModelError(
+                f"{name}.mlp is a {type(mlp).__name__}: expected timm's Mlp with fc1 and fc2"
+            )
+
+
+def _named_blocks(model: Any) -> Iterator[tuple[str, Any]]:
+    if is_swin(model):
+        for stage, layer in enumerate(model.layers):
+            for index, block in enumerate(layer.blocks):
+                yield f"layers.{stage}.blocks.{index}", block
+    else:
+        for index, block in enumerate(getattr(model, "blocks", ())):
+            yield f"blocks.{index}", block
 
 
 def _check_attention(attention: Any, name: str) -> None:
-    """Refuse attention whose extra parts a quantized layer would silently leave out."""
-    if type(attention).__name__ != "Attention" or not isinstance(attention.qkv, nn.Linear):
-        raise ModelError(f"{name} is a {type(attention).__name__}: expected timm's Attention")
+    kind = type(attention).__name__
+    if kind not in ("Attention", "WindowAttention") or not isinstance(attention.qkv, nn.Linear):
+        raise ModelError(f"{name} is a {kind}: expected timm's Attention or WindowAttention")
     for part in ("q_norm", "k_norm", "norm"):
         if not isinstance(getattr(attention, part, nn.Identity()), nn.Identity):
             raise ModelError(f"{name}.{part} is set: attention with extra norms is not supported")
     if getattr(attention, "gate", None) is not None:
         raise ModelError(f"{name}.gate is set: gated attention is not supported")
-    if attention.attn_dim != attention.qkv.in_features:
-        raise ModelError(f"{name}: attention width {attention.attn_dim} differs from the model's")
-
-
-def _report(before: dict[str, Tensor], model: nn.Module) -> ConversionReport:
-    """Compare values, not intentions: a tensor is kept when its values are found again."""
-    after = model.state_dict()
-    kept: dict[str, tuple[str, ...]] = {}
-    dropped: dict[str, str] = {}
-    accounted: set[str] = set()
-    for name, value in before.items():
-        if name in after and torch.equal(after[name], value):
-            kept[name] = (name,)
-            accounted.add(name)
-            continue
-        parts = _qkv_parts(name, value)
-        found = [new for new, part in parts if new in after and torch.equal(after[new], part)]
-        accounted.update(found)
-        if found:
-            kept[name] = tuple(found)
-        for new, _ in parts:
-            if new not in found:
-                dropped[_source_part(new)] = _REASONS.get(new.rsplit(".", 1)[1], "not found again")
-        if not parts:
-            dropped[name] = "not found again"
-    return ConversionReport(kept, dropped, tuple(n for n in after if n not in accounted))
-
-
-_REASONS = {
-    "k_bias": "softmax does not depend on it",
-    "q_bias": "quant.qk_bias = drop",
-}
-
-
-def _qkv_parts(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
-    """Where QKR puts the thirds of a qkv tensor."""
-    if not name.endswith((".qkv.weight", ".qkv.bias")):
-        return []
-    stem, kind = name.rsplit(".qkv.", 1)
-    q, k, v = value.chunk(3)
-    return [(f"{stem}.q_{kind}", q), (f"{stem}.k_{kind}", k), (f"{stem}.v.{kind}", v)]
-
-
-def _source_part(name: str) -> str:
-    """'blocks.0.attn.k_bias' -> 'blocks.0.attn.qkv.bias[k]'."""
-    stem, leaf = name.rsplit(".", 1)
-    part, _, kind = leaf.partition("_")
-    if not kind:  # '...attn.v' + '.bias'
-        return f"{stem.removesuffix('.v')}.qkv.{leaf}[v]"
-    return f"{stem}.qkv.{kind}[{part}]"
+    width = getattr(attention, "attn_dim", attention.qkv.out_features // 3)
+    if width != attention.qkv.in_features:
+        raise ModelError(f"{name}: attention width {width} differs from the model's")

@@ -1,4 +1,4 @@
-"""Sizes of a timm vision transformer that several places need."""
+"""Sizes of a timm vision transformer or Swin transformer that several places need."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from typing import Any
 from torch import nn
 
 
+def is_swin(model: nn.Module) -> bool:
+    """Whether the model has stages of window attention instead of one row of blocks."""
+    return hasattr(model, "layers") and not hasattr(model, "blocks")
+
+
 def token_count(model: nn.Module) -> int:
-    """Number of tokens in the blocks: patches plus class, distillation and register tokens."""
+    """Tokens in the blocks of a vision transformer: patches, class, distillation, registers."""
     vit: Any = model
     positions = int(vit.pos_embed.shape[1])
     return positions + (vit.num_prefix_tokens if getattr(vit, "no_embed_class", False) else 0)

@@ -1,7 +1,20 @@
 """Quantized layers: thin modules round the functions of `ofq_core.quant`."""
 
-from ofq_core.nn.activation import Calibrated, LSQActivation, calibrate, require_calibrated
-from ofq_core.nn.attention import AttentionPlan, QKRAttention, QuantAttention
+from ofq_core.nn.activation import (
+    Calibrated,
+    LSQActivation,
+    TokenLSQ,
+    calibrate,
+    require_calibrated,
+    set_whole_batch,
+)
+from ofq_core.nn.attention import (
+    AttentionPlan,
+    QKRAttention,
+    QKRWindowAttention,
+    QuantAttention,
+    QuantWindowAttention,
+)
 from ofq_core.nn.layers import QuantConv2d, QuantLinear
 from ofq_core.nn.weight import (
     FullPrecisionWeight,
@@ -19,11 +32,15 @@ __all__ = [
     "LSQWeight",
     "MakeWeightQuantizer",
     "QKRAttention",
+    "QKRWindowAttention",
     "QuantAttention",
     "QuantConv2d",
     "QuantLinear",
+    "QuantWindowAttention",
     "StatsQWeight",
+    "TokenLSQ",
     "WeightQuantizer",
     "calibrate",
     "require_calibrated",
+    "set_whole_batch",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq_core.errors import ModelError
-from ofq_core.quant import code_range, lsq, lsq_init_scale
+from ofq_core.quant import at_least_float32, code_range, lsq, lsq_init_scale
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,6 @@ class LSQActivation(nn.Module):
         signed: whether negative codes exist.
         bias_shape: shape in which the biases are added to the input, or None for no biases. They
             are stored as vectors, start at zero and are never decayed.
-        groups: split the last axis of a (batch, tokens, groups * channels) input so that every
-            (token, group) pair has a scale of its own; `length` is then tokens * groups.
         bias_after: leave the second bias out where it cannot act (False).
         init_factor: factor of the initial scale, by default 2 (signed or per tensor) or 4.
 
@@ -54,12 +52,11 @@ class LSQActivation(nn.Module):
         bits: int,
         signed: bool = True,
         bias_shape: tuple[int, ...] | None = None,
-        groups: int = 1,
         bias_after: bool = True,
         init_factor: float | None = None,
     ) -> None:
         super().__init__()
-        self.bits, self.signed, self.axis, self.groups = bits, signed, axis, groups
+        self.bits, self.signed, self.axis = bits, signed, axis
         self.low, self.high = code_range(bits, signed)
         default_factor = 2.0 if signed or axis is None else 4.0
         self.init_factor = default_factor if init_factor is None else init_factor
@@ -71,6 +68,7 @@ class LSQActivation(nn.Module):
             nn.Parameter(torch.zeros(entries)) if bias_shape is not None and bias_after else None
         )
         self.calibrating = False
+        self.whole_batch = 1.0
 
     def _quantize(self, x: Tensor) -> Tensor:
         if self.calibrating:
@@ -85,18 +83,14 @@ class LSQActivation(nn.Module):
             fallback = scale.max() if bool(scale.max() > 0) else torch.ones_like(scale.max())
             with torch.no_grad():
                 self.scale.copy_(torch.where(scale == 0, fallback, scale))
-        return lsq(x, self.scale, self.low, self.high, self.axis)
+        return lsq(x, self.scale, self.low, self.high, self.axis, self.whole_batch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize x; same shape and dtype."""
+        """Quantize x, in at least FP32 whatever autocast does; same shape."""
+        x = at_least_float32(x)
         if self.bias_before is not None and self.bias_shape is not None:
             x = x + self.bias_before.view(self.bias_shape)
-        if self.groups > 1:
-            batch, tokens, channels = x.shape
-            grouped = x.reshape(batch, tokens * self.groups, channels // self.groups)
-            x = self._quantize(grouped).view(batch, tokens, channels)
-        else:
-            x = self._quantize(x)
+        x = self._quantize(x)
         if self.bias_after is not None and self.bias_shape is not None:
             x = x + self.bias_after.view(self.bias_shape)
         return x
@@ -107,8 +101,56 @@ class LSQActivation(nn.Module):
         return f"scales={self.scale.numel()}, axis={self.axis}, bits={self.bits}, {sign}"
 
 
+class TokenLSQ(LSQActivation):
+    """LSQ for tokens (batch, ..., channels), with a scale per position between first and last axis.
+
+    Args:
+        positions: number of positions, such as tokens or height * width.
+        columns: a scale per image column instead: positions are rows of so many (released Swin,
+            whose "axis -2" is a column of the (batch, height, width, channels) map).
+        groups: the last axis holds so many groups of channels, and every (position, group) pair has
+            a scale of its own (QKR: heads).
+        The rest: see `LSQActivation`.
+    """
+
+    def __init__(
+        self,
+        positions: int,
+        bits: int,
+        signed: bool = True,
+        bias_shape: tuple[int, ...] | None = None,
+        groups: int = 1,
+        bias_after: bool = True,
+        columns: int | None = None,
+    ) -> None:
+        length = (positions if columns is None else columns) * groups
+        super().__init__(length, -2, bits, signed, bias_shape, bias_after)
+        self.positions, self.groups, self.length = positions, groups, length
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        found = x.shape[1:-1].numel()
+        if found != self.positions:
+            raise ModelError(
+                f"a quantizer made for {self.positions} tokens got {found}, in an input of shape "
+                f"{tuple(x.shape)}: image size and model do not fit"
+            )
+        # (batch, H, W, C) as (batch * H, W, C) shares the scale of a column over rows.
+        folded = x.reshape(-1, self.length, x.shape[-1] // self.groups)
+        return super()._quantize(folded).view(x.shape)
+
+
 def _activation_quantizers(model: nn.Module) -> Iterator[tuple[str, LSQActivation]]:
     return ((n, m) for n, m in model.named_modules() if isinstance(m, LSQActivation))
+
+
+def set_whole_batch(model: nn.Module, factor: float) -> None:
+    """Say how many times as large the batch of an optimizer step is as that of the next forwards.
+
+    LSQ's gradient scale counts the entries of the whole batch, so that it depends neither on
+    accumulation nor on the number of processes. 1 (as after construction): the forward sees it all.
+    """
+    for _, module in _activation_quantizers(model):
+        module.whole_batch = factor
 
 
 @contextmanager

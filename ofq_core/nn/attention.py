@@ -1,8 +1,8 @@
-"""Quantized self-attention: plain, and with the query-key reparameterisation (QKR).
+"""Quantized self-attention: plain and with the query-key reparameterisation (QKR), also in windows.
 
-Both take the place of timm's `Attention` and are built from one. B batch, N tokens, C channels,
-H heads, d = C / H. The scale per token of q and k is shared over heads, so they are quantized as
-(B, N, C), before they are split into heads.
+They take the place of timm's `Attention` or `WindowAttention` and are built from one. B batch
+(in Swin images * windows), N tokens, C channels, H heads, d = C / H. The scale per token of q and k
+is shared over heads, so they are quantized as (B, N, C), before they are split into heads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ofq_core.nn.activation import LSQActivation
+from ofq_core.nn.activation import LSQActivation, TokenLSQ
 from ofq_core.nn.layers import QuantLinear
 from ofq_core.nn.weight import MakeWeightQuantizer
 from ofq_core.quant import folded_query_bias, qkr_product
@@ -41,15 +41,14 @@ class AttentionPlan:
         if self.activation_bits == 32:
             return nn.Identity()
         shape = (channels,) if biases else None
-        return LSQActivation(self.tokens, -2, self.activation_bits, bias_shape=shape)
+        return TokenLSQ(self.tokens, self.activation_bits, bias_shape=shape)
 
     def key_quantizer(self, channels: int, groups: int = 1) -> nn.Module:
         """As `token_quantizer`, for the key side, whose second bias cannot act on the softmax."""
         if self.activation_bits == 32:
             return nn.Identity()
-        return LSQActivation(
-            self.tokens * groups,
-            -2,
+        return TokenLSQ(
+            self.tokens,
             self.activation_bits,
             bias_shape=(channels,),
             groups=groups,
@@ -75,7 +74,7 @@ class _Attention(nn.Module):
     def __init__(self, source: Any, plan: AttentionPlan) -> None:
         super().__init__()
         self.num_heads: int = source.num_heads
-        self.head_dim: int = source.head_dim
+        self.head_dim: int = source.qkv.out_features // (3 * source.num_heads)
         self.scale: float = source.scale
         self.fused: bool = source.fused_attn
         dim = self.num_heads * self.head_dim
@@ -94,14 +93,18 @@ class _Attention(nn.Module):
         self, logits: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
         """Softmax, quantized map, weighted values, output projection: (B, N, C)."""
-        if is_causal:
-            attn_mask = logits.new_ones(logits.shape[-2:], dtype=torch.bool).tril()
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            logits = logits.masked_fill(~attn_mask, float("-inf"))
-        elif attn_mask is not None:
-            logits = logits + attn_mask
+        logits = self._masked(logits, attn_mask, is_causal)
         probabilities = self.attn_drop(self.quant_map(logits.softmax(dim=-1)))
         return self._project(probabilities @ v)
+
+    def _masked(self, logits: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+        if is_causal:
+            attn_mask = logits.new_ones(logits.shape[-2:], dtype=torch.bool).tril()
+        if attn_mask is None:
+            return logits
+        if attn_mask.dtype == torch.bool:
+            return logits.masked_fill(~attn_mask, float("-inf"))
+        return logits + attn_mask
 
     def _project(self, heads: Tensor) -> Tensor:
         return self.proj_drop(self.proj(heads.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
@@ -169,8 +172,9 @@ class QKRAttention(_Attention):
             self.qk_quantizer = plan.make_weight_quantizer(self.product())
 
     def product(self) -> Tensor:
-        """The latent product W_qk, (H * C, C)."""
-        return qkr_product(self.q_weight, self.k_weight, self.num_heads)
+        """The latent product W_qk, (H * C, C), in the weights' own precision under autocast."""
+        with torch.autocast(self.q_weight.device.type, enabled=False):
+            return qkr_product(self.q_weight, self.k_weight, self.num_heads)
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -186,3 +190,54 @@ class QKRAttention(_Attention):
             rows = folded_query_bias(self.q_bias * self.scale, self.k_weight, self.num_heads)
             logits = logits + F.linear(x, rows).transpose(1, 2).unsqueeze(2)
         return self._attend(logits, v, attn_mask, is_causal)
+
+
+class _Windows:
+    """Swin's part: relative position bias and shift mask on the logits, both in FP32 (spec 3.4)."""
+
+    num_heads: int
+
+    def _take_over(self: Any, source: Any) -> None:
+        self.fused = False
+        self.relative_position_bias_table = source.relative_position_bias_table
+        self.register_buffer(
+            "relative_position_index", source.relative_position_index, persistent=False
+        )
+
+    def _masked(self: Any, logits: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+        tokens = logits.shape[-1]
+        rows = self.relative_position_bias_table[self.relative_position_index.view(-1)]
+        logits = logits + rows.view(tokens, tokens, self.num_heads).permute(2, 0, 1)
+        if attn_mask is None:
+            return logits
+        # One mask per window of an image: (images * windows, H, N, N) + (windows, 1, N, N).
+        by_image = logits.view(-1, attn_mask.shape[0], *logits.shape[1:])
+        return (by_image + attn_mask.unsqueeze(1)).view_as(logits)
+
+
+class QuantWindowAttention(_Windows, QuantAttention):
+    """`QuantAttention` on the windows of timm's Swin: (images * windows, N, C)."""
+
+    def __init__(self, source: Any, plan: AttentionPlan) -> None:
+        super().__init__(source, plan)
+        self._take_over(source)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """(images * windows, N, C) to the same; `mask`: (windows, N, N), added to the logits."""
+        return super().forward(x, mask)
+
+
+class QKRWindowAttention(_Windows, QKRAttention):
+    """`QKRAttention` on the windows of timm's Swin: (images * windows, N, C)."""
+
+    def __init__(self, source: Any, plan: AttentionPlan) -> None:
+        super().__init__(source, plan)
+        self._take_over(source)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """(images * windows, N, C) to the same; `mask`: (windows, N, N), added to the logits."""
+        return super().forward(x, mask)

@@ -71,16 +71,29 @@ class WeightQuantizer(nn.Module):
 
 
 class StatsQWeight(WeightQuantizer):
-    """StatsQ (`ofq_core.quant.statsq`): no parameters, one scale per row from the weights."""
+    """StatsQ (`ofq_core.quant.statsq`): no parameters, one scale per row from the weights.
+
+    clip: c of `statsq_position`, a buffer that only an imported checkpoint sets; None is 1.
+    """
+
+    clip: Tensor | None
 
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__()
         self.bits = bits
         self.low, self.high = code_range(bits, signed=True)
+        self.register_buffer("clip", None)
+
+    def set_clip(self, clip: Tensor) -> None:
+        """Clip at c instead of 1, as a released checkpoint may say; c above 1 adds outer codes."""
+        self.clip = clip.detach().clone()
+        n = 1 << (self.bits - 1)
+        self.low = int((-self.clip * n - 0.5).round())
+        self.high = int(((self.clip - 1e-6) * n - 0.5).round())
 
     def position(self, weight: Tensor) -> Tensor:
         """See `WeightQuantizer.position`."""
-        return statsq_position(weight, self.bits)
+        return statsq_position(weight, self.bits, clip=self.clip)
 
     def scales(self, weight: Tensor) -> Tensor:
         """See `WeightQuantizer.scales`."""
@@ -89,7 +102,7 @@ class StatsQWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize (rows, cols); the gradient passes straight through to the weights."""
         scale = statsq_scale(weight)
-        position = statsq_position(weight, self.bits, scale)
+        position = statsq_position(weight, self.bits, scale, self.clip)
         codes = position.round().clamp_(self.low, self.high)
         if self.record and self.training:
             self.last_codes = codes

@@ -9,6 +9,7 @@ from ofq_core.quant.oscillation import (
 )
 from ofq_core.quant.qkr import folded_query_bias, qkr_product
 from ofq_core.quant.statsq import (
+    at_least_float32,
     statsq,
     statsq_codes,
     statsq_dequantize,
@@ -22,6 +23,7 @@ __all__ = [
     "CodeRange",
     "IterativeFreezing",
     "OscillationState",
+    "at_least_float32",
     "code_range",
     "folded_query_bias",
     "free_mask",

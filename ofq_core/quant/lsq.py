@@ -4,8 +4,10 @@
     dL/dx = dL/dy  1[qmin <= v <= qmax]
     dL/ds = g sum dL/dy (z - v 1[qmin <= v <= qmax]),   g = 1 / sqrt(qmax M)
 
-M is the number of entries that share one scale. The scale is floored at 1e-5 in the forward; its
-gradient always reaches the parameter, so a scale that became negative can recover.
+M is the number of entries that share one scale, in the whole batch of an optimizer step: where a
+forward sees a part of that batch only, `whole` says how many times as large the batch is. The
+scale is floored at 1e-5 in the forward; its gradient always reaches the parameter, so a scale that
+became negative can recover.
 """
 
 from __future__ import annotations
@@ -111,8 +113,10 @@ class _LSQ(torch.autograd.Function):
         qmin: int,
         qmax: int,
         axis: int | None,
+        whole: float,
     ) -> Tensor:
         ctx.save_for_backward(x, scale)
+        ctx.whole = whole  # type: ignore[attr-defined]
         ctx.range, ctx.axis = (qmin, qmax), axis  # type: ignore[attr-defined]
         effective = broadcast_scale(scale, x.ndim, axis).clamp(min=SCALE_FLOOR)
         codes = (at_least_float32(x) / effective).clamp_(qmin, qmax).round_()
@@ -122,7 +126,7 @@ class _LSQ(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx,
         grad: Tensor,
-    ) -> tuple[Tensor, Tensor, None, None, None]:
+    ) -> tuple[Tensor, Tensor, None, None, None, None]:
         x, scale = ctx.saved_tensors  # type: ignore[attr-defined]
         (qmin, qmax), axis = ctx.range, ctx.axis  # type: ignore[attr-defined]
         effective = broadcast_scale(scale, x.ndim, axis).clamp(min=SCALE_FLOOR)
@@ -131,14 +135,17 @@ class _LSQ(torch.autograd.Function):
         grad_x = _zero_outside(grad_wide, v, qmin, qmax)
         residual = v.clamp(qmin, qmax).round_().sub_(_zero_outside(v, v, qmin, qmax))
         residual.mul_(grad_wide)
-        gain = 1.0 / math.sqrt(qmax * (x.numel() // scale.numel()))
+        entries = x.numel() // scale.numel() * ctx.whole  # type: ignore[attr-defined]
+        gain = 1.0 / math.sqrt(qmax * entries)
         axes = shared_axes(x.ndim, axis)
         total = residual.sum(dim=axes) if axes else residual
         grad_scale = total.reshape(scale.shape) * gain
-        return grad_x.to(x.dtype), grad_scale.to(scale.dtype), None, None, None
+        return grad_x.to(x.dtype), grad_scale.to(scale.dtype), None, None, None, None
 
 
-def lsq(x: Tensor, scale: Tensor, qmin: int, qmax: int, axis: int | None) -> Tensor:
+def lsq(
+    x: Tensor, scale: Tensor, qmin: int, qmax: int, axis: int | None, whole: float = 1.0
+) -> Tensor:
     """Quantize x with learned scales; gradients to x and to the scales as in the module's head.
 
     Args:
@@ -147,6 +154,7 @@ def lsq(x: Tensor, scale: Tensor, qmin: int, qmax: int, axis: int | None) -> Ten
         qmin, qmax: code range, see `code_range`; qmax > 0.
         axis: the axis along which scales differ (-2 per token or row, -1 per channel, None per
             tensor).
+        whole: images of the whole batch per image of x, at least 1 (see M in the module's head).
 
     Raises:
         ValueError: the number of scales does not fit the axis.
@@ -157,5 +165,5 @@ def lsq(x: Tensor, scale: Tensor, qmin: int, qmax: int, axis: int | None) -> Ten
             f"{scale.numel()} scales for axis {axis} of a tensor of shape {tuple(x.shape)}: "
             f"expected {expected} (a quantizer is made for a fixed number of tokens or channels)"
         )
-    result: Tensor = _LSQ.apply(x, scale, qmin, qmax, axis)  # type: ignore[no-untyped-call]
+    result: Tensor = _LSQ.apply(x, scale, qmin, qmax, axis, whole)  # type: ignore[no-untyped-call]
     return result

@@ -43,13 +43,17 @@ def statsq_scale(weight: Tensor) -> Tensor:
     return at_least_float32(weight.detach()).abs().mean(dim=-1, keepdim=True) * 2.0
 
 
-def statsq_position(weight: Tensor, bits: int, scale: Tensor | None = None) -> Tensor:
+def statsq_position(
+    weight: Tensor, bits: int, scale: Tensor | None = None, clip: Tensor | None = None
+) -> Tensor:
     """Position u of each weight on the code axis, before rounding; thresholds lie at t + 1/2.
 
     Args:
         weight: (..., rows, cols), any floating dtype.
         bits: 2 to 8.
         scale: (..., rows, 1); computed from the weights where it is not given.
+        clip: c in clamp(W / s, -c, c - 1e-6), one entry; 1 where it is not given. The released code
+            keeps 2 c in its checkpoints ("clip_val"), never trains it, and starts from 2.
 
     A row of zeros has scale 0; its position is -1/2, as that of any zero weight.
     """
@@ -57,7 +61,11 @@ def statsq_position(weight: Tensor, bits: int, scale: Tensor | None = None) -> T
     scale = statsq_scale(weight) if scale is None else scale
     divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
     ratio = at_least_float32(weight.detach()) / divisor
-    return ratio.clamp_(-1.0, CLIP_HIGH).mul_(n).sub_(0.5)
+    if clip is None:
+        ratio.clamp_(-1.0, CLIP_HIGH)
+    else:
+        ratio.clamp_(-clip, clip - 1e-6)
+    return ratio.mul_(n).sub_(0.5)
 
 
 def statsq_codes(weight: Tensor, bits: int, scale: Tensor | None = None) -> Tensor:

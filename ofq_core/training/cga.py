@@ -5,12 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
-from ofq_core.training.lowbit import LowBitWeight
+from ofq_core.models import is_swin
+from ofq_core.nn import QKRAttention
+from ofq_core.settings import FidelitySettings
+from ofq_core.training.lowbit import LowBitWeight, low_bit_weights
+
+
+def held_weights(model: nn.Module, fidelity: FidelitySettings) -> list[LowBitWeight]:
+    """The low-bit weights that CGA holds, by `fidelity.cga_targets` (spec 5.3).
+
+    Without `all`, the QKR product is left out. The released code looks for names, and without QKR
+    Swin's do not match.
+    """
+    weights = low_bit_weights(model)
+    if fidelity.cga_targets == "all":
+        return weights
+    qkr = any(isinstance(module, QKRAttention) for module in model.modules())
+    if fidelity.cga_targets == "released" and is_swin(model) and not qkr:
+        return []
+    return [weight for weight in weights if weight.parameter is not None]
 
 
 class ConfidenceGuidedAnnealing:
     """Step an optimizer so that weights far from every threshold stay bit-identical.
+
+    `frozen` and `total` count the weights that the last step froze and those that it could have.
 
     For each matrix: a mask from the weights before the step; no gradient for frozen entries; the
     optimizer's step (which decay and momentum would still apply to frozen entries); frozen
@@ -45,13 +66,16 @@ class ConfidenceGuidedAnnealing:
         for product in self.products:
             product.quantizer.gradient_band = None
 
-    def free_share(self) -> float:
-        """Share of the weights that were free to move in the last step; 1 before any step."""
-        return 1.0 - int(self.frozen) / self.total if self.total else 1.0
+    def free_share(self, frozen: int, steps: int) -> float:
+        """Share of the weights that were free over steps in which so many were frozen in all."""
+        return 1.0 - frozen / (self.total * steps) if self.total else 1.0
 
     @torch.no_grad()
     def step(self) -> None:
-        """One optimizer step; gradients must be there. Updates the counts of frozen weights."""
+        """One optimizer step; gradients must be there. Updates the counts of frozen weights.
+
+        What the optimizer does before its step (gradient clipping) sees the masked gradients.
+        """
         saved = []
         frozen: list[torch.Tensor] = []
         self.total = 0

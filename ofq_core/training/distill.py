@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ofq_core.quant.statsq import at_least_float32
 
 
 class Losses(NamedTuple):
@@ -36,19 +39,27 @@ def distillation_loss(
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> Losses:
-    """Cross-entropy to the labels plus soft cross-entropy to the teacher.
+    """Cross-entropy to the labels plus soft cross-entropy to the teacher, in at least FP32.
 
     Args:
         outputs: (class logits, distillation logits) of a distilled model, or one tensor, which
             then takes both terms; (batch, classes) each.
-        labels: class indices (batch,) or probabilities (batch, classes).
+        labels: class indices (batch,) or probabilities (batch, classes) of mixed images.
         teacher_logits: (batch, classes), not differentiated; None: the second head learns the
             labels too (training without a teacher).
+        label_smoothing: of class indices; probabilities are taken as they are, mixing has
+            smoothed them (spec 7.1).
     """
-    class_logits, other_logits = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+    class_logits, other_logits = map(
+        at_least_float32, outputs if isinstance(outputs, tuple) else (outputs, outputs)
+    )
+    if labels.ndim == 2:
+        label_smoothing = 0.0
     hard = F.cross_entropy(class_logits, labels, label_smoothing=label_smoothing)
     if teacher_logits is not None:
-        soft = soft_cross_entropy(other_logits, teacher_logits.detach(), temperature)
+        soft = soft_cross_entropy(
+            other_logits, at_least_float32(teacher_logits.detach()), temperature
+        )
     elif isinstance(outputs, tuple):
         soft = F.cross_entropy(other_logits, labels, label_smoothing=label_smoothing)
     else:
@@ -57,24 +68,52 @@ def distillation_loss(
 
 
 class Teacher:
-    """A frozen full-precision model in evaluation mode with a stated output head.
+    """A frozen full-precision model with a stated output head.
 
     Args:
         model: its parameters stop requiring gradients.
-        head: "mean" (its inference output) or "cls" (the class head of a distilled model, as in
-            the released code). The same for a model with one head.
+        head: "mean" (its inference output, the mean of a distilled model's heads) or "cls" (the
+            class head alone, as in the released code). The same for a model with one head.
+        mode: "eval", or "train" as in the released code: dropout and stochastic depth act.
     """
 
-    def __init__(self, model: nn.Module, head: str) -> None:
-        self.model: Any = model.eval().requires_grad_(False)
-        self.head = head
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Literal["mean", "cls"],
+        mode: Literal["eval", "train"] = "eval",
+    ) -> None:
+        self.model: Any = model.train(mode == "train").requires_grad_(False)
+        heads = {
+            ("eval", "mean"): self._inference,
+            ("eval", "cls"): self._class_head,
+            ("train", "mean"): self._mean_of_outputs,
+            ("train", "cls"): self._first_output,
+        }
+        distilled = hasattr(model, "head_dist")
+        self._logits: Callable[[Tensor], Tensor]
+        self._logits = heads[mode, head] if distilled else self._inference
 
     @torch.no_grad()  # not inference mode: its tensors may not enter the student's graph
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (batch, classes)."""
-        if self.head == "cls" and hasattr(self.model, "head_dist"):
-            class_token = self.model.forward_features(images)[:, 0]
-            logits: Tensor = self.model.head(self.model.head_drop(class_token))
-            return logits
-        logits = self.model(images)
+        return self._logits(images)
+
+    def _inference(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
         return logits
+
+    def _class_head(self, images: Tensor) -> Tensor:
+        class_token = self.model.forward_features(images)[:, 0]
+        logits: Tensor = self.model.head(self.model.head_drop(class_token))
+        return logits
+
+    # In training mode a distilled model returns (class logits, distillation logits).
+    def _first_output(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)[0]
+        return logits
+
+    def _mean_of_outputs(self, images: Tensor) -> Tensor:
+        class_logits, other_logits = self.model(images)
+        mean: Tensor = (class_logits + other_logits) / 2
+        return mean

@@ -5,61 +5,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ofq_core import checkpoints
-from ofq_core.data import PreparedData, augment
-from ofq_core.errors import DataError, OFQError
+from ofq_core.data import Batch, Data, positions
+from ofq_core.data.order import mix_group
+from ofq_core.distributed import World
 from ofq_core.evaluation import evaluate
-from ofq_core.settings import DistillSettings, RunSettings
-from ofq_core.training.cga import ConfidenceGuidedAnnealing
-from ofq_core.training.distill import Teacher, distillation_loss
-from ofq_core.training.lowbit import low_bit_weights
+from ofq_core.settings import RunSettings
+from ofq_core.training.cga import ConfidenceGuidedAnnealing, held_weights
+from ofq_core.training.distill import Teacher
+from ofq_core.training.failure import TrainingError, first_not_finite
 from ofq_core.training.optimizer import make_optimizer
-from ofq_core.training.schedule import learning_rate
-from ofq_core.training.seeds import generator
+from ofq_core.training.progress import Progress, Running, StepEvent
+from ofq_core.training.schedule import ANNEAL, Schedule
+from ofq_core.training.step import Gradients
 from ofq_core.training.tracker import OscillationTracker
 
 
-class TrainingError(OFQError):
-    """Training cannot go on, such as after a loss that is not finite."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; everything in it is part of the checkpoint.
-
-    history: one dict per finished epoch. best: epoch, validation top-1 and weights of the selected
-    model so far. seconds: training time over all attempts.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int = -1
-    best_top1: float = -1.0
-    best_state: dict[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    """Told to the observer after every step. images_per_second is that of the current epoch."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    images_per_second: float
-    loss: float
-
-
-def _ignore(event: StepEvent) -> None:
+def _ignore(event: object) -> None:
     pass
 
 
@@ -67,13 +36,19 @@ class Trainer:
     """Train one model as its settings say.
 
     Args:
-        model: converted and calibrated, or full precision.
+        model: converted and calibrated, or full precision; moved to the world's device. What
+            process 0 has counts.
         teacher: None trains on the labels alone.
         checkpoint: where the run's checkpoint is; if the file exists, the run goes on from it.
         observe: called after each step.
+        world: the processes that train together; one by default. Only its main process writes.
+        log: told what a user should know.
 
     The order of images, their augmentation and every other draw depend on the seed and the epoch
     or step alone, so a resumed run is bit-identical to an undisturbed one.
+
+    Raises:
+        DataError: the batch is larger than the training split, or smaller than the world.
     """
 
     def __init__(
@@ -81,172 +56,222 @@ class Trainer:
         settings: RunSettings,
         model: nn.Module,
         teacher: Teacher | None,
-        data: PreparedData,
+        data: Data,
         checkpoint: Path,
         observe: Callable[[StepEvent], None] = _ignore,
+        world: World | None = None,
+        log: Callable[[str], None] = _ignore,
     ) -> None:
         self.settings, self.recipe = settings, settings.recipe
         self.model, self.teacher, self.data = model, teacher, data
-        self.checkpoint, self.observe = checkpoint, observe
-        self.optimizer = make_optimizer(model, self.recipe)
+        self.checkpoint, self.observe, self.log = checkpoint, observe, log
+        self.world = world = world or World()
+        recipe, fidelity = settings.recipe, settings.fidelity
+        self.batch_size, self.steps = recipe.batch_size, data.steps(recipe)
+        positions(recipe.batch_size, world.share, mix_group(recipe))
+        self.schedule = Schedule.from_settings(recipe, fidelity, self.steps)
+        self.epochs = len(self.schedule.phases)
+        self._place(model)
+        if teacher is not None:
+            self._place(teacher.model)
+        self.optimizer = make_optimizer(model, recipe, fidelity.relative_bias_decay)
+        self.gradients = Gradients(settings, model, teacher, world, log)
+        self.averaged: AveragedModel | None = None
+        if recipe.ema_decay is not None:
+            average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
+            self.averaged = AveragedModel(model, multi_avg_fn=average).eval()
         self.tracker = OscillationTracker(model)
+        for weight in self.tracker.weights:
+            weight.quantizer.observed_range = fidelity.code_range == "observed"
         self.annealing = ConfidenceGuidedAnnealing(
-            self.optimizer, low_bit_weights(model), settings.quant.boundary_range
+            self.optimizer, held_weights(model, fidelity), settings.quant.boundary_range
         )
         self.progress = Progress()
         # Of the weights after the last step, whichever epoch is selected.
         self.oscillation: dict[str, float] | None = None
         self.oscillation_layers: dict[str, dict[str, Any]] = {}
-        # Without a teacher both heads learn the labels with equal weight.
-        self.distill = settings.distill or DistillSettings()
-        self.epochs = self.recipe.epochs + self.recipe.cga_epochs
-        self.batch_size = self.recipe.batch_size
-        if self.batch_size > len(data.train):
-            raise DataError(
-                f"recipe.batch_size = {self.batch_size}, but there are only {len(data.train)} "
-                "training images: expected at most as many"
-            )
-        self.steps = len(data.train) // self.batch_size
+        self._saved = time.monotonic()
 
     def run(self) -> Progress:
         """Train to the end, then load the selected weights into the model.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss is not finite, or memory is too small for one image.
             CheckpointError: the checkpoint cannot be read or written.
         """
         if self.checkpoint.exists():
             self._resume()
-        saved = time.monotonic()
+        self._saved = time.monotonic()
         while self.progress.epoch < self.epochs:
             self._epoch(self.progress.epoch)
             last = self.progress.epoch == self.epochs
-            if last or time.monotonic() - saved >= self.recipe.checkpoint_seconds:
+            due = self._seconds_since_save() >= self.recipe.checkpoint_seconds
+            if self.world.told(last or due):
                 self._save()
-                saved = time.monotonic()
         self.annealing.stop()
+        self.gradients.finish()
         self.tracker.finish()
         self.oscillation = self.tracker.summary()
         self.oscillation_layers = self.tracker.layers()
         self.model.load_state_dict(self.progress.best_state)
         return self.progress
 
+    @property
+    def kept_model(self) -> nn.Module:
+        """The model that is evaluated and selected: the student or its moving average."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def _place(self, model: nn.Module) -> None:
+        model.to(self.world.device)
+        if self.recipe.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def _epoch(self, epoch: int) -> None:
-        recipe, progress = self.recipe, self.progress
-        phase = "anneal" if epoch >= recipe.epochs else "qat"
-        annealing = phase == "anneal" and self.settings.quant.cga
+        """Train an epoch, or what is left of it, and evaluate."""
+        progress, running, phases = self.progress, self.progress.running, self.schedule.phases
+        annealing = phases[epoch] == ANNEAL and self.settings.quant.cga
         if annealing:
             self.annealing.start()
-        if epoch == recipe.epochs:
-            self.tracker.restart()
-        counts = self.tracker.counts()
-        free_shares: list[float] = []
-        lr = learning_rate(
-            epoch,
-            recipe.epochs,
-            recipe.lr,
-            recipe.min_lr,
-            recipe.warmup_lr,
-            recipe.warmup_epochs,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        began = time.monotonic()
+        if running.steps == 0:
+            if phases[epoch] == ANNEAL and phases[: epoch + 1].count(ANNEAL) == 1:
+                self.tracker.restart()
+            running.counts = self.tracker.counts()
         self.model.train()
-        seed = self.settings.seed
-        order = torch.randperm(len(self.data.train), generator=generator(seed, "order", epoch))
-        sums = torch.zeros(3, dtype=torch.float64)
-        for step in range(self.steps):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            views = augment(
-                self.data.train.images[index],
-                self.settings.data,
-                generator(seed, "augment", epoch, step),
-            )
-            sums += self._step(self.data.normalise(views), self.data.train.labels[index], annealing)
-            if annealing:
-                free_shares.append(self.annealing.free_share())
-            elapsed = time.monotonic() - began
-            rate = (step + 1) * self.batch_size / elapsed
-            loss = float(sums[0]) / (step + 1)
-            self.observe(StepEvent(epoch, self.epochs, step, self.steps, rate, loss))
-        seconds = time.monotonic() - began
-        progress.seconds += seconds
-        means = (sums / self.steps).tolist()
-        row = {
-            "epoch": epoch,
-            "phase": phase,
-            "lr": lr,
-            "train_loss": means[0],
-            "train_hard_loss": means[1],
-            "train_soft_loss": means[2],
-            "seconds": seconds,
-            "images_per_second": self.steps * self.batch_size / seconds,
-            "oscillation_share": self.tracker.share(),
-            "flip_rate": self.tracker.flips_per_step(*counts),
-            "free_share": sum(free_shares) / len(free_shares) if free_shares else None,
-        }
-        self._finish_epoch(row)
-
-    def _step(self, images: Tensor, labels: Tensor, annealing: bool) -> Tensor:
-        """One optimizer step; returns total, hard and soft loss as FP64."""
-        distill = self.distill
-        targets = None if self.teacher is None else self.teacher(images)
-        losses = distillation_loss(
-            self.model(images),
-            labels,
-            targets,
-            distill.hard_weight,
-            distill.soft_weight,
-            distill.temperature,
-            self.recipe.label_smoothing,
+        first, began, before = running.steps, time.monotonic(), running.seconds
+        batches = self.data.train_batches(
+            self.recipe, self.settings.seed, epoch, first, self.world.share, self.world.device
         )
-        if not math.isfinite(losses.total.item()):
-            self._stop_on(losses.total)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        for step, batch in enumerate(batches, first):
+            save = self._step(batch, epoch, step, annealing)
+            running.seconds = before + time.monotonic() - began
+            rate = (running.steps - first) * self.batch_size / (running.seconds - before)
+            loss = running.losses[0] / running.steps
+            self.observe(StepEvent(epoch, self.epochs, step, self.steps, rate, loss))
+            if save and running.steps < self.steps:
+                self._save()
+        progress.seconds += running.seconds
+        self._finish_epoch(epoch, phases[epoch], annealing)
+
+    def _step(self, batch: Batch, epoch: int, step: int, annealing: bool) -> bool:
+        """One optimizer step; whether the main process wants a checkpoint after it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(epoch, step)
+        due = 0 < self.recipe.checkpoint_seconds <= self._seconds_since_save()
+        losses, save = self._together(self.gradients.fill(batch, epoch, step), due)
+        if not math.isfinite(losses[0]):
+            self._stop_on(losses[0], batch)
         if annealing:
             self.annealing.step()
         else:
             self.optimizer.step()
         self.tracker.update()
-        self.progress.step += 1
-        return torch.stack([part.detach().double() for part in losses])
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        progress, running = self.progress, self.progress.running
+        running.losses = [a + b for a, b in zip(running.losses, losses, strict=True)]
+        if annealing:
+            running.frozen = running.frozen.to(self.annealing.frozen) + self.annealing.frozen
+        progress.step += 1
+        running.steps += 1
+        return save
 
-    def _stop_on(self, loss: Tensor) -> None:
-        broken = [
-            name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())
-        ]
-        where = f", first in {broken[0]}" if broken else " (all weights are still finite)"
+    def _together(self, losses: Tensor, due: bool) -> tuple[list[float], bool]:
+        """Losses of the whole batch, and whether the main process wants a checkpoint."""
+        if self.world.size == 1:
+            return losses.tolist(), due
+        wish = losses.new_tensor([float(due and self.world.main)])
+        values = self.world.total(torch.cat([losses, wish])).tolist()
+        return values[:3], values[3] > 0
+
+    def _stop_on(self, loss: float, batch: Batch) -> None:
+        """Every process comes here in the same step: all have the loss of the whole batch."""
+        modules: dict[str, nn.Module] = {"": self.model}
+        if self.teacher is not None:
+            modules["teacher."] = self.teacher.model
+        found = first_not_finite(modules, lambda: self.gradients.repeat_forward(batch))
+        where = next((name for name in self.world.gathered(found) if name is not None), None)
+        blamed = f"first in {where}" if where else "in the loss alone"
         kept = f"; last good checkpoint: {self.checkpoint}" if self.checkpoint.exists() else ""
         raise TrainingError(
-            f"loss = {loss.item()} at step {self.progress.step} (epoch {self.progress.epoch})"
-            f"{where}{kept}. Lower recipe.lr = {self.recipe.lr:g}."
+            f"loss = {loss} at step {self.progress.step} (epoch {self.progress.epoch}), "
+            f"{blamed}{kept}. Lower recipe.lr = {self.recipe.lr:g}."
         )
 
-    def _finish_epoch(self, row: dict[str, Any]) -> None:
-        progress, epoch = self.progress, row["epoch"]
-        val = evaluate(self.model, self.data, self.data.val, self.batch_size)
-        progress.history.append({**row, "val_loss": val.loss, "val_top1": val.top1})
-        # Only epochs of the last phase compete, for every method, so that the model of a run with
-        # CGA has always been through CGA. On a tie the later one is taken.
-        candidate = row["phase"] == "anneal" or self.recipe.cga_epochs == 0
-        if candidate and val.top1 >= progress.best_top1:
-            progress.best_epoch, progress.best_top1 = epoch, val.top1
-            progress.best_state = {k: v.clone() for k, v in self.model.state_dict().items()}
-        progress.epoch = epoch + 1
+    def _finish_epoch(self, epoch: int, phase: str, annealing: bool) -> None:
+        progress, running = self.progress, self.progress.running
+        total, hard, soft = (value / self.steps for value in running.losses)
+        self._collect_unreadable()
+        val = None
+        if self.data.split_size("val"):
+            val = evaluate(
+                self.kept_model,
+                self.data,
+                "val",
+                self.batch_size,
+                self.world.share,
+                self.world.device,
+                self.recipe.precision,
+            )
+        progress.history.append(
+            {
+                "epoch": epoch,
+                "phase": phase,
+                "lr": self.schedule.rate(epoch),
+                "train_loss": total,
+                "train_hard_loss": hard,
+                "train_soft_loss": soft,
+                "val_loss": None if val is None else val.loss,
+                "val_top1": None if val is None else val.top1,
+                "seconds": running.seconds,
+                "images_per_second": self.steps * self.batch_size / running.seconds,
+                "oscillation_share": self.tracker.share(),
+                "flip_rate": self.tracker.flips_per_step(*running.counts),
+                "free_share": self.annealing.free_share(int(running.frozen), self.steps)
+                if annealing
+                else None,
+                "unreadable_images": len(progress.unreadable),
+            }
+        )
+        self._select(epoch, None if val is None else val.top1)
+        progress.epoch, progress.running = epoch + 1, Running()
+
+    def _select(self, epoch: int, top1: float | None) -> None:
+        """Take this epoch if it may compete and is the best so far; on a tie the later one."""
+        progress = self.progress
+        if epoch < self.schedule.last_phase:
+            return
+        if top1 is None or progress.best_top1 is None or top1 >= progress.best_top1:
+            progress.best_epoch, progress.best_top1 = epoch, top1
+            state = self.kept_model.state_dict()
+            progress.best_state = {key: value.clone() for key, value in state.items()}
+
+    def _collect_unreadable(self) -> None:
+        """Learn from all processes which images could not be read; say so when there are more."""
+        known = set(self.progress.unreadable)
+        names = known.union(*self.world.gathered(self.data.unreadable()))
+        if len(names) > len(known):
+            self.log(f"{len(names)} images cannot be read so far, such as {min(names)}")
+        self.progress.unreadable = sorted(names)
+
+    def _seconds_since_save(self) -> float:
+        return time.monotonic() - self._saved
 
     def _save(self) -> None:
+        """Write the checkpoint; every process must call, the main one writes."""
+        self._collect_unreadable()
+        self._saved = time.monotonic()
+        if not self.world.main:
+            return
         checkpoints.save(
             self.checkpoint,
             {
                 "format": checkpoints.FORMAT,
                 "settings_sha256": self.settings.sha256(),
-                "progress": dict(vars(self.progress)),
+                "progress": self.progress.state_dict(),
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "tracker": self.tracker.state_dict(),
-                "torch_rng": torch.get_rng_state(),
+                "averaged": None if self.averaged is None else self.averaged.state_dict(),
             },
         )
 
@@ -255,5 +280,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.tracker.load_state_dict(state["tracker"])
-        torch.set_rng_state(state["torch_rng"])
-        self.progress = Progress(**state["progress"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.progress = Progress.from_state_dict(state["progress"])

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from ofq_core.nn import QKRAttention, QuantLinear, WeightQuantizer
 
+# timm's names for what lies between embedding and head: vision transformers and Swin.
+_INSIDE = ("blocks.", "layers.")
+
 
 @dataclass(frozen=True)
 class LowBitWeight:
-    """One quantized matrix of a block.
+    """One quantized matrix of a block, or of a reduction between Swin's stages.
 
     parameter: the latent weights, or None for the QKR product, which is computed from two.
     latent: returns the current latent matrix, detached.
@@ -29,8 +32,9 @@ class LowBitWeight:
 def low_bit_weights(model: nn.Module) -> list[LowBitWeight]:
     """Every quantized matrix inside the blocks; embedding and heads are not low-bit."""
     found = []
-    blocks = model.get_submodule("blocks")
-    for name, module in blocks.named_modules(prefix="blocks"):
+    for name, module in model.named_modules():
+        if not name.startswith(_INSIDE):
+            continue
         if isinstance(module, QuantLinear) and module.weight_quantizer.bits != 32:
             weight: Any = module.weight
             found.append(

@@ -142,9 +142,19 @@ class OscillationTracker:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`; tensors go to the device of the weights."""
+        devices = {scale.device for scale in self.first_scales}
         saved = state["state"]
-        self.state = None if saved is None else OscillationState.from_state_dict(saved)
-        self.first_scales = state["first_scales"]
+        if saved is not None:
+            (device,) = devices
+            on_device = {
+                key: value.to(device) if isinstance(value, torch.Tensor) else value
+                for key, value in saved.items()
+            }
+            self.state = OscillationState.from_state_dict(on_device)
+        self.first_scales = [
+            scale.to(now.device)
+            for scale, now in zip(state["first_scales"], self.first_scales, strict=True)
+        ]
         self.share_before = state["share_before"]
         self.flips_before, self.steps_before = state["flips_before"], state["steps_before"]

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from ofq_core.data import augment
-from ofq_core.settings import DataSettings
+from ofq_core.settings import DigitsSettings
 
 OFF = {"shift_pixels": 0.0, "scale_range": 0.0, "rotate_degrees": 0.0, "noise": 0.0}
 
 
 def views(images, seed=0, **changes):
-    settings = DataSettings(name="digits", **{**OFF, **changes})
+    settings = DigitsSettings(name="digits", **{**OFF, **changes})
     return augment(images, settings, torch.Generator().manual_seed(seed))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ofq_core.models import QuantPlan, build_model, convert
-from ofq_core.settings import ModelSettings, QuantSettings
+from ofq_core.settings import FidelitySettings, ModelSettings, QuantSettings
 
 MICRO = {
     "num_classes": 10,
@@ -67,8 +67,9 @@ def quantize():
     """Convert a model by settings given as keywords (default: nothing is quantized)."""
 
     def run(model: nn.Module, **quant):
-        plan = QuantPlan.from_settings(QuantSettings(**{**FULL, **quant}))
-        return convert(model, plan)
+        switches = {key: quant.pop(key) for key in FidelitySettings.model_fields if key in quant}
+        settings = QuantSettings(**{**FULL, **quant})
+        return convert(model, QuantPlan.from_settings(settings, FidelitySettings(**switches)))
 
     return run
 

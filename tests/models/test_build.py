@@ -63,7 +63,7 @@ def test_refusals(micro, name, sizes, message):
     assert name in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["mixer_s16_224", "swin_tiny_patch4_window7_224", "resnet18"])
+@pytest.mark.parametrize("name", ["mixer_s16_224", "swinv2_tiny_window8_256", "resnet18"])
 def test_other_architectures_are_named_as_such(name):
     """With sizes that the model takes, the kind of the model is what is wrong."""
     with pytest.raises(ModelError, match="expected a vision transformer with attention blocks"):

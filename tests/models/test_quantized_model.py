@@ -6,7 +6,7 @@ import torch
 from ofq_core.errors import ModelError
 from ofq_core.models import QuantPlan, convert
 from ofq_core.nn import calibrate, require_calibrated
-from ofq_core.settings import QuantSettings
+from ofq_core.settings import FidelitySettings, QuantSettings
 
 METHODS = {
     "lsq": {"weight": "lsq"},
@@ -107,10 +107,8 @@ def test_images_that_do_not_fit(trained, quantize, images, size, channels, messa
 @pytest.mark.parametrize("qkr", [True, False])
 def test_dead_biases(trained, images, qkr):
     """Kept in the released layout, they change nothing and get only rounding noise as gradient."""
-    settings = QuantSettings(
-        weight="statsq", wbits=4, abits=4, edge_bits=8, qkr=qkr, cga=False, qk_bias="drop"
-    )
-    plan = QuantPlan.from_settings(settings)
+    settings = QuantSettings(weight="statsq", wbits=4, abits=4, edge_bits=8, qkr=qkr, cga=False)
+    plan = QuantPlan.from_settings(settings, FidelitySettings(qk_bias="drop"))
     lean, full = trained(), trained()
     convert(lean, plan)
     convert(full, QuantPlan(**{**vars(plan), "dead_biases": True}))

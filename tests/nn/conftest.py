@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ofq_core.models.torchvision_compat import import_torchvision
-from ofq_core.nn import StatsQWeight
+from ofq_core.nn import AttentionPlan, StatsQWeight
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -80,3 +80,9 @@ def check_module(close):
         assert not parameters, "every gradient is compared"
 
     return check
+
+
+@pytest.fixture
+def low_plan(make_statsq):
+    """A plan for 3-bit attention over so many tokens."""
+    return lambda tokens: AttentionPlan(tokens, 3, make_statsq(3))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ofq_core.errors import ModelError
-from ofq_core.nn import LSQActivation, calibrate, require_calibrated
+from ofq_core.nn import LSQActivation, TokenLSQ, calibrate, require_calibrated
 from ofq_core.quant import lsq, lsq_init_scale
 
 
@@ -96,9 +96,9 @@ def test_calibration_on_a_token_that_is_zero():
 
 
 def test_wrong_number_of_tokens():
-    model = nn.Sequential(LSQActivation(3, -2, 4))
+    model = nn.Sequential(TokenLSQ(3, 4))
     calibrate(model, randn(2, 3, 8))
-    with pytest.raises(ValueError, match=r"3 scales for axis -2 of a tensor of shape \(2, 4, 8\)"):
+    with pytest.raises(ModelError, match=r"made for 3 tokens got 4, in an input of .*\(2, 4, 8\)"):
         model(randn(2, 4, 8))
     model(randn(5, 3, 8))  # any batch size fits
 
@@ -107,7 +107,7 @@ def test_groups_have_a_scale_per_token_and_head():
     """(B, N, H C) with index n * H + h, as the released code lays it out (spec 4.1)."""
     batch, tokens, heads, channels = 2, 3, 2, 4
     x = randn(batch, tokens, heads * channels)
-    quantizer = LSQActivation(tokens * heads, -2, 3, groups=heads)
+    quantizer = TokenLSQ(tokens, 3, groups=heads)
     calibrate(nn.Sequential(quantizer), x)
     output = quantizer(x)
     for n in range(tokens):

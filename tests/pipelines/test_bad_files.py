@@ -104,7 +104,7 @@ def test_qkr_on_a_model_without_attention(name, stage, workspace, set_params, re
     set_params(workspace, model__name=name)
     message = refused(workspace, f"pipelines.{stage}")
     assert f"model.name = '{name}'" in message
-    assert "xpected a vision transformer with attention blocks" in message
+    assert "xpected a vision transformer" in message
 
 
 def test_unknown_model(workspace, set_params, refused):
@@ -229,7 +229,9 @@ def test_good_checkpoint_goes_on(interrupted, command, undisturbed):
     folder, _ = interrupted
     done = command(folder, QAT)
     assert done.code == 0, done.err
-    assert "ofq-w2a2-s0: cut off before, going on after epoch 1 from .partial/qat" in done.out
+    assert (
+        "ofq-w2a2-s0: cut off before, going on after epoch 1, step 0 from .partial/qat" in done.out
+    )
     assert (folder / "results/experiment/student.pt").read_bytes() == undisturbed
     assert not list(folder.glob(".partial/*"))
 

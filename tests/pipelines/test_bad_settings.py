@@ -19,7 +19,17 @@ EDITS = [
     ("teacher__recipe__epochs", 0, ["teacher.recipe.epochs = 0", "greater than or equal to 1"]),
     ("seed", -1, ["seed = -1: expected greater than or equal to 0"]),
     ("model__embed_dim", 15, ["embed_dim = 15 must be a multiple of num_heads = 2"]),
-    ("data__name", "mnist", ["data.name = 'mnist': expected 'digits'"]),
+    ("data__name", "mnist", ["data.name = 'mnist': expected 'digits'", "data.source"]),
+    ("fidelity__qk_bias", "keep", ["fidelity.qk_bias = 'keep': expected 'fold' or 'drop'"]),
+    ("quant__qk_bias", "fold", ["quant.qk_bias: unknown key"]),
+    ("recipe__cga_epochs", 0, ["experiment ofq: quant.cga = true, but recipe.cga_epochs = 0"]),
+    ("recipe__lr", None, ["recipe.lr: this key is missing"]),
+    ("grid__full_precision_seeds", [1, 1], ["full_precision_seeds = [1, 1] names a value twice"]),
+    (
+        "teacher",
+        {"seed": 0, "pretrained": "timm"},
+        ["full-precision run with seed 0: teacher.recipe = None", "full_precision_seeds = []"],
+    ),
 ]
 
 
@@ -60,7 +70,10 @@ def test_every_stage_checks_first(
 
 # Overrides of conf/, as `dvc exp run -S` takes them.
 OVERRIDES = [
-    ("preset=nope", ["unknown preset 'nope'", "known are digits, smoke"]),
+    ("preset=nope", ["unknown preset 'nope'", "known are ", "digits", "imagenet_deit_small"]),
+    ("fidelity=relased", ["unknown fidelity 'relased', did you mean 'released'?"]),
+    ("fidelity.qkbias=drop", ["fidelity.qkbias: unknown key, did you mean 'qk_bias'?"]),
+    ("recipe.by_bits.3.lr=1", ["conf/ has no such entry to change; +recipe.by_bits.3.lr=... adds"]),
     ("preset=smoek", ["unknown preset 'smoek', did you mean 'smoke'?"]),
     ("method=oqf", ["unknown method 'oqf', did you mean 'ofq'?", "lsq, ofq, statsq, statsq_qkr"]),
     ("model=deit_mikro", ["unknown model", "did you mean 'deit_micro'?"]),
@@ -84,6 +97,38 @@ def test_overrides(override, parts, settings_only, command, snapshot, one_messag
         assert part in message
     assert ".draft" not in message
     assert snapshot(settings_only) == before, "params.yaml is as it was, and no draft is left"
+
+
+@pytest.mark.parametrize("model", ["deit_tiny", "deit_small", "swin_tiny"])
+@pytest.mark.parametrize("bits", [5, 32])
+def test_more_bits_than_the_preset_knows(
+    model, bits, settings_only, command, snapshot, one_message
+):
+    """Dialled or in the grid; the settings are left as they were."""
+    before = snapshot(settings_only)
+    preset = f"preset=imagenet_{model}"
+    known = f"quant.wbits = {bits}: recipe.by_bits has a recipe for 2, 3, 4 bits only"
+    done = command(settings_only, "pipelines.params", preset, "method=lsq", f"quant.wbits={bits}")
+    message = one_message(done)
+    assert f"experiment {'lsq' if bits == 5 else 'fp'}: {known}" in message
+    assert "or set recipe.batch_size, recipe.lr" in message
+    if bits == 5:
+        done = command(settings_only, "pipelines.params", preset, "grid.bits=[2,5]")
+        assert f"grid cell lsq-5-0: {known}" in one_message(done)
+    assert snapshot(settings_only) == before
+
+
+@pytest.mark.parametrize("stage", ["check", "prepare", "teacher", "qat", "tables"])
+def test_every_stage_knows_that_a_recipe_is_missing(
+    stage, settings_only, set_params, command, snapshot, one_message
+):
+    done = command(settings_only, "pipelines.params", "preset=imagenet_deit_tiny")
+    assert done.code == 0, done.err
+    set_params(settings_only, quant__wbits=6)
+    before = snapshot(settings_only)
+    message = one_message(command(settings_only, f"pipelines.{stage}"))
+    assert message.startswith("params.yaml: experiment ofq: quant.wbits = 6: recipe.by_bits has")
+    assert snapshot(settings_only) == before
 
 
 @pytest.mark.parametrize("bits", ["1", "9", "two"])

@@ -7,7 +7,17 @@ import pytest
 import yaml
 
 from ofq_core.explain import validated
-from ofq_core.settings import RunSettings, StudySettings
+from ofq_core.settings import (
+    BUNDLES,
+    DistillSettings,
+    FidelitySettings,
+    GridSettings,
+    QuantSettings,
+    RecipeChoice,
+    RunSettings,
+    StudySettings,
+    TeacherSettings,
+)
 from pipelines.params import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -44,15 +54,10 @@ def test_params_are_the_composed_conf(compose):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid(preset, compose):
-    path = compose(f"preset={preset}")
-    study = load_study(path)
-    cells = [
-        study.cell(method, bits, seed).name
-        for method in study.grid.methods
-        for bits in study.grid.bits
-        for seed in study.grid.seeds
-    ]
-    assert len(set(cells)) == len(cells) > 0
+    study = load_study(compose(f"preset={preset}"))
+    _, *names = [run.name for run in study.every_run()]
+    assert len(set(names)) == len(names) > 0
+    assert study.study == preset, "results of two presets never share a folder"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -70,6 +75,28 @@ def test_a_preset_may_not_hide_what_is_dialled(compose):
     assert study.quant.abits == 3, "activations follow the weights"
     study = load_study(compose("quant.wbits=3", "quant.abits=4"))
     assert (study.quant.wbits, study.quant.abits) == (3, 4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_setting_can_be_dialled(preset, compose):
+    """`-S recipe.mixup=0.8` needs an entry in conf/, be it null."""
+    composed = yaml.safe_load(compose(f"preset={preset}").read_text())
+    for section, model in {
+        "recipe": RecipeChoice,
+        "fidelity": FidelitySettings,
+        "quant": QuantSettings,
+        "distill": DistillSettings,
+        "grid": GridSettings,
+        "teacher": TeacherSettings,
+    }.items():
+        assert set(composed[section]) == set(model.model_fields), section
+
+
+@pytest.mark.parametrize("fidelity", sorted(BUNDLES))
+def test_the_fidelity_files_are_the_bundles(fidelity, compose):
+    assert load_study(compose(f"fidelity={fidelity}")).fidelity == BUNDLES[fidelity]
+    raw = yaml.safe_load((ROOT / f"conf/fidelity/{fidelity}.yaml").read_text())
+    assert list(raw) == list(BUNDLES[fidelity].model_dump()), "every switch, in their order"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -145,8 +172,12 @@ def leaves(value, prefix=""):
 # What a key of a run's settings is called among the parameters of its stage, where that differs;
 # None where the command or the code decides it (`method` is derived from the toggles).
 TOGGLES = dict.fromkeys(["quant.weight", "quant.qkr", "quant.cga"], "methods.${item.method}")
-COMMON = ["quant.edge_bits", "quant.boundary_range", "quant.qk_bias"]
+COMMON = ["quant.edge_bits", "quant.boundary_range"]
 CALLED = {
+    "teacher": {
+        **dict.fromkeys(["recipe", "seed"], "teacher"),
+        **dict.fromkeys(["method", "quant", "distill"]),
+    },
     "full_precision": {
         "recipe": "teacher.recipe",
         **dict.fromkeys(["method", "seed", "quant", "distill"]),
@@ -165,6 +196,7 @@ def test_a_stage_lists_the_settings_that_decide_its_runs(stage, compose):
     """Keys come from the settings themselves, so a new setting that is not listed is found."""
     study = load_study(compose())
     run = {
+        "teacher": study.full_precision(study.teacher.seed),
         "full_precision": study.full_precision(0),
         "grid": study.cell("ofq", 2, 0),
         "qat": study.experiment(),
@@ -175,6 +207,11 @@ def test_a_stage_lists_the_settings_that_decide_its_runs(stage, compose):
         names = [CALLED[stage].get(name, name) for name in above]
         known = None in names or set(names) & set(STAGES[stage]["params"])
         assert known, f"{stage} does not depend on {key}"
+
+
+def test_the_tables_stage_lists_what_names_its_runs():
+    wanted = {"study", "grid.methods", "grid.bits", "grid.seeds", "grid.full_precision_seeds"}
+    assert set(STAGES["tables"]["params"]) == wanted
 
 
 def test_nothing_that_a_run_does_not_read_is_listed(compose):

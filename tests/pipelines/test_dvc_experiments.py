@@ -134,10 +134,12 @@ def test_misspelt_key(refused, clone, shell):
     assert shell(clone, "git", "status", "--porcelain").out == ""
 
 
-def test_unknown_preset(refused):
+def test_unknown_preset(refused, clone):
     said = refused("dvc", "exp", "run", "-S", "preset=smoek")
     assert "Could not find 'preset/smoek'" in said
-    assert re.search(r"Available options in 'preset':\s+digits\s+smoke", said)
+    options = said.split("Available options in 'preset':")[1].split()
+    presets = sorted(path.stem for path in (clone / "conf/preset").glob("*.yaml"))
+    assert options[: len(presets)] == presets
 
 
 def test_value_that_is_not_allowed(refused):
@@ -152,6 +154,21 @@ def test_no_seeds(refused, clone, set_params):
     said = refused("dvc", "repro")
     assert "error: params.yaml: grid.seeds = []" in said
     assert "failed to reproduce 'check'" in said
+
+
+def test_no_full_precision_runs(clone, shell):
+    """A teacher that is not trained here: the stage has no cells, and the table says so."""
+    words = ["preset=smoke", "grid.seeds=[0]", "grid.full_precision_seeds=[]"]
+    assert shell(clone, "python", "-m", "pipelines.params", *words).code == 0
+    listed = shell(clone, "dvc", "stage", "list", "--name-only").out.split()
+    assert "grid@ofq-2-0" in listed
+    assert not [name for name in listed if name.startswith("full_precision")]
+    done = shell(clone, "dvc", "repro")
+    assert done.code == 0, done.out
+    table = (clone / "tables/rendered/ablation.md").read_text()
+    assert "Missing cells" in table
+    assert "Full precision W32A32" in table.split("Missing cells")[1]
+    assert shell(clone, "dvc", "status").out.startswith("Data and pipelines are up to date")
 
 
 # Interruption
@@ -187,7 +204,7 @@ def test_a_killed_stage_goes_on(clone, shell, command, clone_environment):
     assert not (clone / "results/experiment/student.pt").exists(), "nothing half-trained"
     again = shell(clone, "dvc", "repro", "-s", "qat")
     assert again.code == 0, again.out
-    went_on = re.search(r"cut off before, going on after epoch (\d+) from", again.out)
+    went_on = re.search(r"cut off before, going on after epoch (\d+), step \d+ from", again.out)
     assert went_on is not None, again.out
     assert 1 <= int(went_on.group(1)) < 41
     assert command(undisturbed, "pipelines.qat").code == 0

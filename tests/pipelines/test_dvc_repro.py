@@ -177,11 +177,18 @@ def test_one_cell_can_be_run_alone(clone, shell):
     assert (clone / "mlruns").is_dir()
 
 
+def without_lists(value):
+    """What DVC shows of a file: every number, but no list (counts of every class, names)."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without_lists(v) for key, v in value.items() if not isinstance(v, list)}
+
+
 def test_metrics_show(folder, shell):
     done = shell(folder, "dvc", "metrics", "show", "--json")
     values = json.loads(done.out)[""]["data"]
     experiment = values["results/experiment/metrics.json"]["data"]
-    assert experiment == load(folder / "results/experiment/metrics.json")
+    assert experiment == without_lists(load(folder / "results/experiment/metrics.json"))
     table = values["tables/rendered/ablation.json"]["data"]
     cell = load(folder / "results/smoke/lsq-w2a2-s0/metrics.json")
     assert table["lsq"]["w2a2"]["top1_mean"] == pytest.approx(cell["top1"])

@@ -167,11 +167,11 @@ def test_unlike_runs_are_not_compared(
     study: SyntheticStudy, capsys: pytest.CaptureFixture[str], change: Change, message: str
 ) -> None:
     study.run("lsq", 2, 0)
-    study.run("ofq", 3, 0, change=change)
+    study.run("ofq", 2, 0, change=change)
     line = refused(study.folder, capsys)
     assert message in line
     assert "lsq-w2a2-s0 and " in line
-    assert "ofq-w3a3-s0" in line
+    assert "ofq-w2a2-s0" in line
 
 
 def test_another_number_of_test_images(
@@ -199,6 +199,43 @@ def test_full_precision_may_differ_in_its_recipe_only(
     study.run("lsq", 2, 0)
     study.run("fp", 32, 0, change=_set(0, "model", "depth", value=3))
     assert "differ in model.depth: 2 and 3" in refused(study.folder, capsys)
+
+
+def test_bit_widths_may_have_their_own_recipe_and_say_so(
+    study: SyntheticStudy, tmp_path: Path
+) -> None:
+    """As in the paper's runs: DeiT-S has another batch and learning rate at 2 bits."""
+    for method in ("lsq", "ofq"):
+        study.run(method, 2, 0)
+        study.run(method, 3, 0, change=_set(0, "recipe", "lr", value=0.002))
+        study.run(method, 4, 0, change=_set(0, "recipe", "mix_group", value=100))
+    notes = render(study.folder, tmp_path / "out").markdown.read_text(encoding="utf-8")
+    assert (
+        "Each bit width has its own recipe.lr 0.001 (w2a2), 0.002 (w3a3), 0.001 (w4a4); "
+        "recipe.mix_group unset (w2a2), unset (w3a3), 100 (w4a4)." in notes
+    )
+
+
+def test_one_recipe_needs_no_word(complete: SyntheticStudy, tmp_path: Path) -> None:
+    notes = render(complete.folder, tmp_path / "out").markdown.read_text(encoding="utf-8")
+    assert "Each bit width has its own" not in notes
+
+
+def test_rows_of_a_column_share_their_recipe(
+    study: SyntheticStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.run("lsq", 2, 0)
+    study.run("lsq", 3, 0)
+    study.run("ofq", 3, 0, change=_set(0, "recipe", "lr", value=0.002))
+    assert "differ in recipe.lr: 0.001 and 0.002" in refused(study.folder, capsys)
+
+
+def test_bit_widths_share_what_is_no_recipe(
+    study: SyntheticStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.run("lsq", 2, 0)
+    study.run("lsq", 3, 0, change=_set(0, "recipe", "cga_epochs", value=9))
+    assert "differ in recipe.cga_epochs: 5 and 9" in refused(study.folder, capsys)
 
 
 def test_a_note_whose_setting_is_missing(

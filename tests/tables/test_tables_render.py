@@ -245,3 +245,17 @@ def test_rendering_imports_no_torch(rendered: RenderedPaths, tmp_path: Path) -> 
     )
     results = rendered.html.parents[1] / "results" / "synthetic"
     subprocess.run([sys.executable, "-c", code, str(results), str(tmp_path)], cwd=ROOT, check=True)
+
+
+def test_runs_without_a_validation_split(study, tmp_path):
+    """Nothing was held out: the accuracy that selects is unknown, and so left empty."""
+
+    def nothing_held_out(settings, metrics, env):
+        metrics["val_top1"] = None
+
+    study.run("lsq", 2, 0, 380, change=nothing_held_out)
+    study.run("lsq", 2, 1, 390, change=nothing_held_out)
+    paths = render(study.folder, tmp_path / "rendered")
+    line = lines_of(paths.csv, "lsq")[0]
+    assert (line["n"], line["val_top1_mean"]) == ("2", "")
+    assert float(line["top5_mean"]) == 99.5

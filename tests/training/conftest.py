@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ofq_core import checkpoints
-from ofq_core.data import load_prepared, prepare_digits
+from ofq_core.data import open_data, prepare_digits
 from ofq_core.models import build_model
-from ofq_core.settings import DataSettings, RunSettings
+from ofq_core.settings import DigitsSettings, RunSettings
 from ofq_core.training import Teacher, Trainer, make_deterministic
 from pipelines import training
 
@@ -81,7 +81,8 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def micro():
-    """Settings of a micro run; `recipe`, `data`, `model`, `distill` and `quant` add or override."""
+    """Settings of a micro run; `recipe`, `data`, `model`, `distill`, `fidelity` and `quant` add or
+    override."""
 
     def make(method="ofq", bits=2, seed=0, **groups):
         quant = {"wbits": bits, "abits": bits, **METHODS[method], **groups.pop("quant", {})}
@@ -91,7 +92,7 @@ def micro():
         return RunSettings(
             study="micro",
             method=method,
-            fidelity="described",
+            fidelity=groups.pop("fidelity", {}),
             seed=seed,
             quant=quant,
             model=model,
@@ -108,7 +109,7 @@ def micro():
 def digits(tmp_path_factory):
     """Folder of prepared digits."""
     folder = tmp_path_factory.mktemp("data") / "digits"
-    prepare_digits(DataSettings(**DATA), folder)
+    prepare_digits(DigitsSettings(**DATA), folder)
     return folder
 
 
@@ -120,7 +121,8 @@ def teacher_file(tmp_path_factory, micro, digits):
     with torch_as_before():
         make_deterministic(settings.seed, 1)
         model = build_model(settings.model, settings.seed)
-        Trainer(settings, model, None, load_prepared(digits), folder / "checkpoint.pt").run()
+        data = open_data(settings.data, digits)
+        Trainer(settings, model, None, data, folder / "checkpoint.pt").run()
     checkpoints.save(folder / "teacher.pt", model.state_dict())
     return folder / "teacher.pt"
 
@@ -129,9 +131,9 @@ def teacher_file(tmp_path_factory, micro, digits):
 def make_trainer(digits, teacher_file):
     """A trainer as a stage builds it: the teacher's converted, calibrated copy is the student."""
 
-    def make(settings, checkpoint, observe=lambda event: None):
+    def make(settings, checkpoint, observe=lambda event: None, world=None, log=print, data=None):
         make_deterministic(settings.seed, 1)
-        data = load_prepared(digits)
+        data = open_data(settings.data, digits) if data is None else data
         fp = settings.method == "fp"
         inputs = training.Inputs(digits, None if fp else teacher_file)
         student = training.build_student(settings, inputs, data, lambda message: None)
@@ -139,8 +141,9 @@ def make_trainer(digits, teacher_file):
         if not fp:
             full = build_model(settings.model, settings.seed)
             checkpoints.load_weights(full, teacher_file, "teacher")
-            teacher = Teacher(full, settings.distill.teacher_head)
-        return Trainer(settings, student, teacher, data, checkpoint, observe)
+            fidelity = settings.fidelity
+            teacher = Teacher(full, fidelity.teacher_head, fidelity.teacher_mode)
+        return Trainer(settings, student, teacher, data, checkpoint, observe, world, log)
 
     return make
 

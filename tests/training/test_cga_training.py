@@ -18,7 +18,7 @@ def test_low_bit_weights_are_the_matrices_of_the_blocks(method, micro):
     """Patch embedding and heads (8 bit) are not among them."""
     settings = micro(method, model={"depth": 2})
     model = build_model(settings.model, 0)
-    convert(model, QuantPlan.from_settings(settings.quant))
+    convert(model, QuantPlan.from_settings(settings.quant, settings.fidelity))
     names = sorted(weight.name for weight in low_bit_weights(model))
     assert names == [f"blocks.{i}.{name}" for i in (0, 1) for name in MATRICES[method]]
 

@@ -37,11 +37,11 @@ def test_weights_of_a_block_by_hand():
 
 @pytest.fixture
 def converted(micro):
-    def build(method, bits=2, **quant):
-        settings = micro(method, bits, quant=quant)
+    def build(method, bits=2, **fidelity):
+        settings = micro(method, bits, fidelity=fidelity)
         model = build_model(settings.model, 0)
         if method != "fp":
-            convert(model, QuantPlan.from_settings(settings.quant))
+            convert(model, QuantPlan.from_settings(settings.quant, settings.fidelity))
         return model
 
     return build

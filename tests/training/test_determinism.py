@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ofq_core.training import derive_seed, engine
+from ofq_core.data import arrays
+from ofq_core.training import derive_seed
 
 
 @pytest.mark.parametrize("method", ["ofq", "lsq", "fp"])
@@ -43,7 +44,7 @@ def seen(monkeypatch, micro, make_trainer, tmp_path):
 
     def watch(method="ofq", seed=0, **groups):
         before, after = [], []
-        augment = engine.augment
+        augment = arrays.augment
 
         def spy(images, settings, source):
             before.append(images.clone())
@@ -51,7 +52,7 @@ def seen(monkeypatch, micro, make_trainer, tmp_path):
             return after[-1]
 
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "augment", spy)
+            patch.setattr(arrays, "augment", spy)
             number = len(list(tmp_path.iterdir()))
             settings = micro(method, seed=seed, **groups)
             make_trainer(settings, tmp_path / f"{number}.pt").run()

@@ -84,7 +84,8 @@ def test_the_epochs_rate_reaches_both_groups(micro, make_trainer, tmp_path):
     """Warm-up, cosine and floor, as `learning_rate` says, in history and optimizer alike."""
     seen = []
     recipe = {"epochs": 4, "cga_epochs": 2, "warmup_epochs": 1, "warmup_lr": 1e-6}
-    trainer = make_trainer(micro("ofq", recipe=recipe), tmp_path / "c.pt")
+    settings = micro("ofq", recipe=recipe, fidelity={"lr_step": "epoch"})
+    trainer = make_trainer(settings, tmp_path / "c.pt")
     trainer.observe = lambda event: seen.append(
         (event.epoch, *(group["lr"] for group in trainer.optimizer.param_groups))
     )

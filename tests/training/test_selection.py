@@ -1,12 +1,16 @@
-"""Which epoch's weights a run ends with, and how it ends when its loss is not finite."""
+"""Which epoch's weights a run ends with, and when checkpoints are written."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ofq_core import checkpoints
+from ofq_core.data import ArrayData, load_prepared
 from ofq_core.errors import DataError
 from ofq_core.evaluation import Evaluation
-from ofq_core.training import TrainingError, engine
+from ofq_core.training import engine
+
+ANY = Evaluation(0.0, 0.0, 0.0, 100.0, 1.0, 30, 0, 30, 0, [30], [0])
 
 
 @pytest.fixture
@@ -18,10 +22,10 @@ def selected(monkeypatch, micro, make_trainer, tmp_path):
         settings = micro(method, recipe=recipe)
         epochs = []
 
-        def scripted(model, data, split, batch_size):
-            assert split is data.val, "the test split is not for selection"
+        def scripted(model, data, split, *how):
+            assert split == "val", "the test split is not for selection"
             epochs.append({key: value.clone() for key, value in model.state_dict().items()})
-            return Evaluation(top1[len(epochs) - 1], 100.0, 1.0, 30, 0, 30)
+            return replace(ANY, top1=top1[len(epochs) - 1])
 
         monkeypatch.setattr(engine, "evaluate", scripted)
         trainer = make_trainer(settings, tmp_path / "checkpoint.pt")
@@ -31,7 +35,7 @@ def selected(monkeypatch, micro, make_trainer, tmp_path):
         final = trainer.model.state_dict()
         assert all(torch.equal(final[key], chosen[key]) for key in chosen)
         others = [state for state in epochs if state is not chosen]
-        name = "blocks.0.mlp.fc1.weight"
+        name = "blocks.0.mlp.fc1.bias"  # never frozen
         assert not any(torch.equal(final[name], state[name]) for state in others)
         return progress.best_epoch, progress.best_top1
 
@@ -56,50 +60,25 @@ def test_a_model_that_gets_nothing_right_is_still_selected(selected):
     assert selected([0.0, 0.0, 0.0], epochs=1, cga_epochs=2) == (2, 0.0)
 
 
-def poison(trainer, step, name):
-    """Put a NaN into a weight after the given step."""
+class WithoutValidation(ArrayData):
+    """Nothing is held out."""
 
-    def observe(event):
-        if event.epoch * event.steps + event.step == step:
-            with torch.no_grad():
-                trainer.model.get_parameter(name)[0, 0] = float("nan")
-
-    trainer.observe = observe
+    def split_size(self, split):
+        return 0 if split == "val" else super().split_size(split)
 
 
-def test_loss_that_is_not_a_number_stops_the_run(micro, make_trainer, tmp_path):
-    """The message names step, layer, checkpoint and what to change; the checkpoint stays good."""
-    settings = micro("ofq")
-    trainer = make_trainer(settings, tmp_path / "checkpoint.pt")
-    poison(trainer, 8, "blocks.0.mlp.fc2.weight")
-    with pytest.raises(TrainingError) as error:
-        trainer.run()
-    message = str(error.value)
-    assert "\n" not in message
-    assert "loss = nan at step 9 (epoch 1)" in message
-    assert "first in blocks.0.mlp.fc2.weight" in message
-    assert f"last good checkpoint: {tmp_path / 'checkpoint.pt'}" in message
-    assert "Lower recipe.lr = 0.005" in message
-
-    state = checkpoints.load_checkpoint(tmp_path / "checkpoint.pt", settings.sha256())
-    assert state["progress"]["epoch"] == 1
-    assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
-    # And the run goes on from there.
-    again = make_trainer(settings, tmp_path / "checkpoint.pt").run()
-    undisturbed = make_trainer(settings, tmp_path / "other.pt").run()
-    losses = [[row["train_loss"] for row in run.history] for run in (again, undisturbed)]
-    assert losses[0] == losses[1]
-
-
-def test_infinite_loss_with_finite_weights(micro, make_trainer, tmp_path):
-    """Before any checkpoint none is named, and no layer is blamed."""
-    settings = micro("ofq", distill={"hard_weight": 1e39})
-    with pytest.raises(TrainingError) as error:
-        make_trainer(settings, tmp_path / "checkpoint.pt").run()
-    message = str(error.value)
-    assert "loss = inf at step 0 (epoch 0) (all weights are still finite). Lower" in message
-    assert "checkpoint" not in message
-    assert not (tmp_path / "checkpoint.pt").exists()
+def test_without_a_validation_split_the_last_epoch_is_taken(micro, make_trainer, digits, tmp_path):
+    """Nothing is selected, and no accuracy is made up."""
+    settings = micro("ofq", recipe={"epochs": 1, "cga_epochs": 2})
+    data = WithoutValidation(load_prepared(digits), settings.data)
+    weights = []
+    trainer = make_trainer(settings, tmp_path / "c.pt", data=data)
+    trainer.observe = lambda event: weights.append(trainer.model.head.weight.detach().clone())
+    progress = trainer.run()
+    assert (progress.best_epoch, progress.best_top1) == (2, None)
+    assert torch.equal(trainer.model.head.weight, weights[-1])
+    assert not torch.equal(weights[-1], weights[-7])
+    assert {(row["val_loss"], row["val_top1"]) for row in progress.history} == {(None, None)}
 
 
 def test_a_batch_that_the_data_cannot_fill(micro, make_trainer, tmp_path):
@@ -110,12 +89,43 @@ def test_a_batch_that_the_data_cannot_fill(micro, make_trainer, tmp_path):
     assert "recipe.batch_size = 196, but there are only 195 training images" in str(error.value)
 
 
-def test_checkpoints_are_not_written_more_often_than_asked(micro, make_trainer, tmp_path):
-    """An hour between two: the only one is that of the end."""
-    saved = []
-    recipe = {"checkpoint_seconds": 3600.0}
-    trainer = make_trainer(micro("ofq", recipe=recipe), tmp_path / "checkpoint.pt")
-    trainer.observe = lambda event: saved.append((tmp_path / "checkpoint.pt").exists())
-    trainer.run()
-    assert not any(saved)
-    assert (tmp_path / "checkpoint.pt").exists()
+@pytest.fixture
+def written(micro, make_trainer, monkeypatch, tmp_path):
+    """After how many steps a checkpoint was written; a step takes ten seconds."""
+
+    def run(seconds):
+        clock, steps, saved = [0.0], [], []
+        monkeypatch.setattr(engine.time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(
+            engine.checkpoints, "save", lambda path, state: saved.append(len(steps))
+        )
+        recipe = {"checkpoint_seconds": seconds}
+        trainer = make_trainer(micro("statsq", recipe=recipe), tmp_path / "checkpoint.pt")
+        fill = trainer.gradients.fill
+
+        def slowly(*arguments):
+            clock[0] += 10.0
+            return fill(*arguments)
+
+        monkeypatch.setattr(trainer.gradients, "fill", slowly)
+        trainer.observe = steps.append
+        trainer.run()
+        return saved
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("seconds", "after"),
+    [
+        (0.0, [6, 12, 18]),  # after every epoch, and never within one
+        (3600.0, [18]),
+        # 40 s have passed when the fifth step begins, and again when the tenth does. At 15 and at
+        # the end of the second epoch it is too early.
+        (40.0, [5, 10, 15, 18]),
+        (10.0, [2, 4, 6, 8, 10, 12, 14, 16, 18]),
+    ],
+)
+def test_when_checkpoints_are_written(seconds, after, written):
+    """`checkpoint_seconds` counts within epochs too; the end is always written."""
+    assert written(seconds) == after

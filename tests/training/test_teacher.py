@@ -70,7 +70,7 @@ def test_nothing_of_it_is_differentiated(head, model, images):
 
 @pytest.mark.parametrize("head", ["cls", "mean"])
 def test_a_run_leaves_it_as_it_was(head, micro, make_trainer, tmp_path):
-    trainer = make_trainer(micro("ofq", distill={"teacher_head": head}), tmp_path / "c.pt")
+    trainer = make_trainer(micro("ofq", fidelity={"teacher_head": head}), tmp_path / "c.pt")
     model = trainer.teacher.model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer.run()
@@ -85,7 +85,7 @@ def test_the_head_changes_the_run(micro, make_trainer, tmp_path):
     """The setting reaches the loss."""
     losses = []
     for head in ("cls", "mean"):
-        settings = micro("statsq", distill={"teacher_head": head})
+        settings = micro("statsq", fidelity={"teacher_head": head})
         progress = make_trainer(settings, tmp_path / f"{head}.pt").run()
         losses.append(progress.history[0]["train_soft_loss"])
     assert losses[0] != losses[1]

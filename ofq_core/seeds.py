@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import torch
 
@@ -19,9 +20,14 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 
 def make_deterministic(seed: int, threads: int) -> None:
-    """Fix torch's global generator, algorithms and number of CPU threads."""
+    """Fix torch's global generators, algorithms, formats and number of CPU threads."""
+    # cuBLAS reads this when it is first used; without it its sums may differ from run to run.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(derive_seed(seed, "torch"))
     torch.use_deterministic_algorithms(True)
+    # FP32 means FP32: by default cuDNN would round the operands of convolutions to TF32.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
     # No tensor here is read before it is written; filling each one costs a tenth of a small step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(threads)

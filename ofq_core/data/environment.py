@@ -1,0 +1,46 @@
+"""What the machine decides about data: where images lie, where caches go, how many workers read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ofq_core.errors import DataError
+
+DATA_DIR, WORKERS = "OFQ_DATA_DIR", "OFQ_WORKERS"
+MOST_WORKERS = 8
+
+
+def data_root(name: str) -> Path:
+    """Folder of a data set's images: $OFQ_DATA_DIR/<name>, by default datasets/<name>."""
+    return Path(os.environ.get(DATA_DIR) or "datasets") / name
+
+
+def cache_root() -> Path:
+    """Folder for what can be found out again: $XDG_CACHE_HOME/ofq, by default ~/.cache/ofq.
+
+    Not under data/, which DVC empties before `prepare` runs.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ofq"
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def worker_count() -> int:
+    """Processes that read images: $OFQ_WORKERS, by default one a core and at most 8.
+
+    Raises:
+        DataError: $OFQ_WORKERS is not a whole number from 0 on.
+    """
+    text = os.environ.get(WORKERS)
+    if not text:
+        return min(MOST_WORKERS, available_cores())
+    if not text.isdecimal():
+        raise DataError(
+            f"environment variable {WORKERS} = {text!r}: expected a whole number of processes that "
+            "read images, 0 or more (0: the training process reads them itself)"
+        )
+    return int(text)

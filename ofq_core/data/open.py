@@ -1,0 +1,45 @@
+"""Prepare and open the data that the settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ofq_core.data.arrays import ArrayData
+from ofq_core.data.digits import prepare_digits
+from ofq_core.data.source import Data
+from ofq_core.data.splits import load_prepared
+from ofq_core.settings import DataSettings, DigitsSettings
+
+# What reads images is imported where it is needed: with it comes timm, which takes seconds.
+
+
+def prepare_data(settings: DataSettings, folder: Path) -> dict[str, Any]:
+    """Write the manifest of the data, and for digits the arrays, into `folder`.
+
+    Returns:
+        The manifest; `source`, `classes` and `splits.<name>.images` are in all of them.
+
+    Raises:
+        DataError: see `prepare_digits` and `prepare_images`.
+    """
+    if isinstance(settings, DigitsSettings):
+        return prepare_digits(settings, folder)
+    from ofq_core.data.manifest import prepare_images
+
+    return prepare_images(settings, folder)
+
+
+def open_data(settings: DataSettings, folder: Path) -> Data:
+    """The data that `prepare_data` described in `folder`.
+
+    Raises:
+        DataError: they are missing, damaged, or not those of the manifest; see `load_prepared` and
+            `load_images`.
+    """
+    if isinstance(settings, DigitsSettings):
+        return ArrayData(load_prepared(folder), settings)
+    from ofq_core.data.images import ImageData
+    from ofq_core.data.manifest import load_images
+
+    return ImageData(load_images(settings, folder), settings)

@@ -1,0 +1,237 @@
+"""Evaluate any checkpoint with one command.
+
+    python -m ofq_core.evaluate PATH --data FOLDER [--reference PATH|timm|torchvision] [--json OUT]
+    python -m ofq_core.evaluate PATH --images ROOT          ROOT/<class>/<image>, nothing prepared
+
+PATH is a run's folder, the teacher's folder, the weights in one of them, or a checkpoint in the
+layout of the released code. Under torchrun the images are shared out; counts stay exact.
+See docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import nn
+
+from ofq_core.checkpoints.subject import Subject, open_reference, open_subject
+from ofq_core.data import Data, open_data, read_manifest
+from ofq_core.data.folder import FolderOrigin
+from ofq_core.data.images import ImageData
+from ofq_core.data.manifest import PreparedImages
+from ofq_core.data.rows import Rows
+from ofq_core.distributed import join_world
+from ofq_core.errors import DataError, OFQError
+from ofq_core.evaluation import Evaluation, evaluate
+from ofq_core.explain import validated
+from ofq_core.files import write_json
+from ofq_core.models import image_shape
+from ofq_core.settings import DataSettings, DigitsSettings, ImageSettings
+
+Shape = tuple[int, int, int]
+# The mean and deviation that are known without settings are those of colour images.
+COLOURS = 3
+
+
+def prepared_data(folder: Path, shape: Shape, settings: DataSettings | None) -> Data:
+    """What the prepare stage wrote, as a model takes it.
+
+    Args:
+        shape: (channels, height, width) of the images that the model takes.
+        settings: of the model's own run. None: what the manifest says, and for all else the
+            preprocessing of spec 8.
+
+    Raises:
+        DataError: missing, damaged, or not what the settings say.
+    """
+    if settings is None:
+        manifest = read_manifest(folder, needed=("classes",))
+        if "arrays_sha256" in manifest:
+            settings = DigitsSettings(name="digits")
+        else:
+            settings = _image_settings(folder.name, shape, manifest.get("settings", {}))
+    return open_data(settings, folder)
+
+
+def images_in(root: Path, shape: Shape, settings: DataSettings | None) -> Data:
+    """All images of root/<class>/<image> as the test split, without preparing anything.
+
+    Args:
+        settings: of the model's own run, for its preprocessing; None: spec 8.
+
+    Raises:
+        DataError: no class folders, one class only, or a class without images.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected {root}/<class>/<image>")
+    root = root.resolve()
+    where: dict[str, Any] = {
+        "source": "folder",
+        "train_split": root.name,
+        "test_split": root.name,
+        # Unreadable ones are reported; how many are too many is for the reader to say.
+        "max_unreadable": 0.999,
+    }
+    if isinstance(settings, ImageSettings):
+        settings = settings.model_copy(update=where)
+    else:
+        settings = _image_settings("images", shape, where)
+    origin = FolderOrigin(settings, root.parent)
+    catalogue = origin.catalogue(fresh=False)
+    splits = {"train": Rows.of([]), "val": Rows.of([]), "test": catalogue.test}
+    return ImageData(PreparedImages(origin, splits, catalogue.classes, ""), settings)
+
+
+def _image_settings(name: str, shape: Shape, known: dict[str, Any]) -> ImageSettings:
+    channels, size, _ = shape
+    if channels != COLOURS:
+        raise DataError(
+            f"the model takes images of {channels} channel, and their mean and deviation are not "
+            "known: evaluate the folder of its run, whose settings say them"
+        )
+    return validated(ImageSettings, {"name": name, **known, "size": size}, "data", prefix="data")
+
+
+def run(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate a model, and the reference that was asked for, on the data that was asked for.
+
+    Returns:
+        What goes to JSON: the checkpoint, the data, the result with counts per class, the
+        reference.
+
+    Raises:
+        DataError: the data do not fit the model.
+    """
+    data = _open(subject, arguments)
+    reference = None
+    if arguments.reference is not None:
+        reference = open_reference(arguments.reference, subject)
+        _check_fits(reference, data)
+    content: dict[str, Any] = {
+        "checkpoint": subject.as_dict(),
+        "data": str(arguments.data or arguments.images),
+        "manifest_sha256": data.manifest_sha256 or None,
+        "split": arguments.split,
+        "reference": None,
+    }
+    with join_world() as world:
+
+        def measure(model: nn.Module) -> Evaluation:
+            return evaluate(
+                model.to(world.device),
+                data,
+                arguments.split,
+                arguments.batch_size,
+                world.share,
+                world.device,
+            )
+
+        result = measure(subject.model)
+        content["result"] = result.as_dict()
+        lines = [subject.describe(), f"  {_line(result, arguments.split)}"]
+        if reference is not None:
+            other = measure(reference.model)
+            content["reference"] = {**reference.as_dict(), "result": other.as_dict()}
+            lines += [reference.describe(), f"  {_line(other, arguments.split)}"]
+            lines.append(f"difference: {result.top1 - other.top1:+.2f} points of top-1")
+        if world.main:
+            print("\n".join(lines))
+    return content
+
+
+def _open(subject: Subject, arguments: argparse.Namespace) -> Data:
+    shape, place = image_shape(subject.model), arguments.data or arguments.images
+    if arguments.images is not None and arguments.split != "test":
+        raise DataError(f"{place}: images that nobody prepared have no {arguments.split} split")
+    opened = prepared_data if arguments.images is None else images_in
+    data = opened(place, shape, subject.data)
+    _check_fits(subject, data)
+    if data.split_size(arguments.split) == 0:
+        raise DataError(f"{place}: the split {arguments.split} is empty")
+    return data
+
+
+def _check_fits(subject: Subject, data: Data) -> None:
+    if data.classes != subject.settings.num_classes:
+        raise DataError(
+            f"{subject.source} tells {subject.settings.num_classes} classes apart, and the data "
+            f"has {data.classes}"
+        )
+    if image_shape(subject.model) != data.shape:
+        raise DataError(
+            f"{subject.source} takes images of shape {image_shape(subject.model)} (channels, "
+            f"height, width), and the data has {data.shape}"
+        )
+
+
+def _line(result: Evaluation, split: str) -> str:
+    unreadable = f", {result.n_unreadable} unreadable" if result.n_unreadable else ""
+    return (
+        f"top-1 {result.top1:.2f} % (95 % interval {result.top1_low:.2f} to "
+        f"{result.top1_high:.2f}), top-5 {result.top5:.2f} %, {result.n_correct} of "
+        f"{result.n_images} {split} images{unreadable}"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that this command and `ofq_core.checkpoints.released` share."""
+    parser.add_argument("path", type=Path, help="folder of a run, or a checkpoint")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--data", type=Path, help="folder that the prepare stage wrote")
+    data.add_argument("--images", type=Path, help="folder of class folders of images")
+    parser.add_argument("--split", choices=("test", "val"), default="test")
+    parser.add_argument("--batch-size", type=_positive, default=256, help="images per forward")
+    parser.add_argument(
+        "--reference", help="full-precision model to compare with: timm, torchvision or a path"
+    )
+    parser.add_argument("--json", type=Path, help="write everything here")
+    for name in ("wbits", "abits", "num-heads"):
+        parser.add_argument(
+            f"--{name}", type=_positive, help="where a released checkpoint does not say it"
+        )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
+    return int(text)
+
+
+def write_report(path: Path | None, content: dict[str, Any]) -> None:
+    """Write the JSON that was asked for; under torchrun one process does."""
+    if path is not None and os.environ.get("RANK", "0") == "0":
+        write_json(path, content)
+
+
+def command(run_main: Callable[[list[str]], None]) -> NoReturn:
+    """Run a command and exit: 0, or 1 with one message on stderr."""
+    try:
+        run_main(sys.argv[1:])
+    except OFQError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror or error}")
+    sys.exit(0)
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line, evaluate, print, write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ofq_core.evaluate", description="Evaluate any checkpoint."
+    )
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.data is None and arguments.images is None:
+        parser.error("give --data FOLDER (prepared) or --images ROOT (class folders)")
+    subject = open_subject(arguments.path, arguments.wbits, arguments.abits, arguments.num_heads)
+    write_report(arguments.json, run(subject, arguments))
+
+
+if __name__ == "__main__":
+    command(main)

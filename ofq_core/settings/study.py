@@ -1,0 +1,251 @@
+"""All of params.yaml, and the runs that it describes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import product
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ofq_core.errors import SettingsError
+from ofq_core.explain import Model, did_you_mean, models_at, unknown, validated
+from ofq_core.settings.data import DataSettings, ImageSettings
+from ofq_core.settings.fidelity import FidelitySettings
+from ofq_core.settings.model import ModelSettings
+from ofq_core.settings.quant import CommonQuantSettings, MethodSettings, QuantSettings, method_name
+from ofq_core.settings.recipe import DistillSettings, RecipeChoice, RecipeSettings
+from ofq_core.settings.types import LowBits, Name, Seed
+
+
+class TeacherSettings(Model):
+    """The full-precision model: trained by `recipe`, read from `checkpoint`, or `pretrained`.
+
+    pretrained: weights from timm (downloaded or from its cache) or from torchvision (Swin: the
+    weights that the released code uses). Exactly one of the three is set.
+    """
+
+    seed: Seed
+    recipe: RecipeSettings | None = None
+    checkpoint: str | None = None
+    pretrained: Literal["timm", "torchvision"] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherSettings:
+        if self.checkpoint is not None and self.pretrained is not None:
+            raise ValueError(
+                f"checkpoint = {self.checkpoint!r} and pretrained = {self.pretrained!r} name two "
+                "teachers: set one of them to null"
+            )
+        if self.recipe is None and self.checkpoint is None and self.pretrained is None:
+            raise ValueError("expected a recipe, a checkpoint or pretrained weights: all are null")
+        return self
+
+
+class GridSettings(Model):
+    """The cells of the tables: every method at every bit width with every seed.
+
+    full_precision_seeds: seeds of the full-precision runs of the table's ceiling; empty for a
+    teacher that is not trained here.
+    """
+
+    methods: Annotated[tuple[Name, ...], Field(min_length=1)]
+    bits: Annotated[tuple[LowBits, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    full_precision_seeds: tuple[Seed, ...] = ()
+    quant: CommonQuantSettings
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _whole_numbers(cls, value: Any) -> Any:
+        for item in value if isinstance(value, list | tuple) else ():
+            if type(item) is not int:
+                raise ValueError(f"expected whole numbers from 2 to 8, found {item!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> GridSettings:
+        for key in ("methods", "bits", "seeds", "full_precision_seeds"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} = {list(values)} names a value twice")
+        return self
+
+
+class StudySettings(Model):
+    """All of params.yaml."""
+
+    study: Name
+    fidelity: FidelitySettings = FidelitySettings()
+    seed: Seed
+    quant: QuantSettings
+    grid: GridSettings
+    methods: dict[Name, MethodSettings]
+    model: ModelSettings
+    data: DataSettings
+    recipe: RecipeChoice
+    distill: DistillSettings
+    teacher: TeacherSettings
+
+    @field_validator("study")
+    @classmethod
+    def _own_folder(cls, value: str) -> str:
+        if value in ("teacher", "experiment"):
+            raise ValueError(f"results/{value} is taken by a stage: expected another name")
+        return value
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> StudySettings:
+        for name in self.grid.methods:
+            if name not in self.methods:
+                raise ValueError(
+                    f"grid.methods: unknown method {name!r}{did_you_mean(name, self.methods)}; "
+                    f"known are {', '.join(self.methods)}"
+                )
+        for name, toggles in self.methods.items():
+            derived = method_name(toggles.weight, toggles.qkr, toggles.cga)
+            if name != derived:
+                raise ValueError(f"methods.{name}: these toggles make the method {derived!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _model_fits(self) -> StudySettings:
+        pairs = (("img_size", "size"), ("in_chans", "channels"))
+        for ours, theirs in pairs if isinstance(self.data, ImageSettings) else ():
+            wanted, given = getattr(self.model, ours), getattr(self.data, theirs)
+            if wanted is not None and wanted != given:
+                raise ValueError(
+                    f"model.{ours} = {wanted}, but data.{theirs} = {given}: expected the same"
+                )
+        if self.teacher.pretrained == "torchvision" and not self.model.name.startswith("swin_"):
+            raise ValueError(
+                f"teacher.pretrained = 'torchvision' is for Swin, but model.name = "
+                f"{self.model.name!r}: expected 'timm'"
+            )
+        return self
+
+    def every_run(self) -> list[RunSettings]:
+        """The dialled experiment, then the cells of the grid, then the full-precision runs.
+
+        Raises:
+            SettingsError: one of them cannot be.
+        """
+        cells = product(self.grid.methods, self.grid.bits, self.grid.seeds)
+        return [
+            self.experiment(),
+            *(self.cell(*cell) for cell in cells),
+            *(self.full_precision(seed) for seed in self.grid.full_precision_seeds),
+        ]
+
+    def experiment(self) -> RunSettings:
+        """The one run that is dialled under `quant` and `seed`.
+
+        Raises:
+            SettingsError: there is no recipe for its bit width.
+        """
+        return self._run(self.quant, self.seed, f"experiment {self.quant.method}")
+
+    def cell(self, method: str, bits: int, seed: int) -> RunSettings:
+        """One cell of the grid.
+
+        Raises:
+            SettingsError: the method is not in `methods`, the bit width is not allowed, or there
+                is no recipe for it.
+        """
+        if method not in self.methods:
+            raise SettingsError(
+                f"method = {method!r} is unknown{did_you_mean(method, self.methods)}; "
+                f"known are {', '.join(self.methods)}"
+            )
+        raw = {
+            **self.methods[method].model_dump(),
+            **self.grid.quant.model_dump(),
+            "wbits": bits,
+            "abits": bits,
+        }
+        what = f"grid cell {method}-{bits}-{seed}"
+        return self._run(validated(QuantSettings, raw, what, prefix="quant"), seed, what)
+
+    def full_precision(self, seed: int) -> RunSettings:
+        """A full-precision run by the teacher's recipe, without distillation.
+
+        Raises:
+            SettingsError: the teacher is not trained here, so there is no recipe.
+        """
+        if self.teacher.recipe is None:
+            raise SettingsError(
+                f"full-precision run with seed {seed}: teacher.recipe = None: the teacher is not "
+                "trained here, so there is no recipe for this run; set teacher.recipe, or "
+                "grid.full_precision_seeds = []"
+            )
+        quant = QuantSettings(
+            weight="statsq", wbits=32, abits=32, edge_bits=32, qkr=False, cga=False
+        )
+        what = f"full-precision run with seed {seed}"
+        return self._resolved(quant, seed, self.teacher.recipe, None, what)
+
+    def _run(self, quant: QuantSettings, seed: int, what: str) -> RunSettings:
+        recipe = self.recipe.resolve(quant.wbits, what)
+        return self._resolved(quant, seed, recipe, self.distill, what)
+
+    def _resolved(
+        self, quant: QuantSettings, seed: int, recipe: RecipeSettings, distill: Any, what: str
+    ) -> RunSettings:
+        raw = {
+            "study": self.study,
+            "method": quant.method,
+            "fidelity": self.fidelity,
+            "seed": seed,
+            "quant": quant,
+            "model": self.model,
+            "data": self.data,
+            "recipe": recipe,
+            "distill": distill,
+        }
+        return validated(RunSettings, raw, what)
+
+
+class RunSettings(Model):
+    """Everything that decides the result of one run; written to its settings.yaml."""
+
+    study: Name
+    method: Name
+    fidelity: FidelitySettings
+    seed: Seed
+    quant: QuantSettings
+    model: ModelSettings
+    data: DataSettings
+    recipe: RecipeSettings
+    distill: DistillSettings | None
+
+    @model_validator(mode="after")
+    def _cga_has_epochs(self) -> RunSettings:
+        if self.quant.cga and self.recipe.cga_epochs == 0:
+            raise ValueError(
+                "quant.cga = true, but recipe.cga_epochs = 0: CGA acts only in those epochs, "
+                "expected at least 1"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """Folder of the run: method, bits and seed."""
+        return f"{self.method}-w{self.quant.wbits}a{self.quant.abits}-s{self.seed}"
+
+    def sha256(self) -> str:
+        """Hash over all settings, independent of the order of keys."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def unknown_key(key: str) -> str:
+    """Why a dotted key cannot be dialled: it is no setting, or conf/ has no entry for it."""
+    location = key.split(".")
+    # The part that is wrong is the first one that its parent does not have.
+    while len(location) > 1 and not models_at(StudySettings, location[:-1]):
+        location.pop()
+    places = models_at(StudySettings, location[:-1])
+    if any(location[-1] in place.model_fields for place in places):
+        return f"{key}: conf/ has no such entry to change; +{key}=... adds it"
+    return f"{key}: {unknown(places, location[-1])}"

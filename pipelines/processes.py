@@ -1,0 +1,42 @@
+"""Run a stage in several processes of this machine by torch.distributed.run (torchrun):
+
+    python -m pipelines.processes N MODULE [ARGUMENT ...]
+
+Its exit status is that of the first process that failed; what went wrong that process has said.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+
+def main(argv: list[str]) -> int:
+    """Run and return the exit status."""
+    processes, command = argv[0], argv[1:]
+    # torchrun gives each process one thread where nothing is said.
+    cores = max(1, len(os.sched_getaffinity(0)) // int(processes))
+    for name in ("OMP_NUM_THREADS", "OFQ_WORKERS"):
+        os.environ.setdefault(name, str(cores))
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # The processes report themselves; the launcher would repeat it with a page of traceback.
+    logging.disable(logging.CRITICAL)
+    words = ["--standalone", "--nproc-per-node", processes, "--module", *command]
+    try:
+        run.run(run.parse_args(words))  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        status: int = failure.exitcode
+        return status if status >= 0 else 128 - status
+    except SignalException as error:
+        return 128 + error.sigval.value
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,205 @@
+"""One command evaluates any checkpoint: exact counts, JSON, a full-precision reference."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ofq_core import checkpoints
+from ofq_core.checkpoints import export_released, released, save_released
+from ofq_core.data import load_prepared, prepare_data
+from ofq_core.evaluation import wilson_interval
+from ofq_core.settings import ImageSettings
+
+FULL = {"weight": "statsq", "wbits": 32, "abits": 32, "edge_bits": 32, "qkr": False, "cga": False}
+PER_CLASS = 4
+
+
+def expected_digits(model, digits, split="test"):
+    """Counts by the shortest possible way."""
+    prepared = load_prepared(digits)
+    part = getattr(prepared, split)
+    with torch.no_grad():
+        hits = model.eval()(prepared.normalise(part.images)).argmax(1) == part.labels
+    return [int(hits[part.labels == label].sum()) for label in range(10)], len(part)
+
+
+def test_run_folder(run_folder, digits, capsys, run):
+    folder, model = run_folder()
+    per_class, total = expected_digits(model, digits)
+    content = run(folder, "--data", digits, "--batch-size", 7)
+    result = content["result"]
+    assert (result["n_correct"], result["n_images"]) == (sum(per_class), total)
+    assert result["per_class_correct"] == per_class
+    assert sum(result["per_class_images"]) == total
+    assert 0 < sum(per_class) < total, "a count that could be wrong"
+    low, high = wilson_interval(sum(per_class), total)
+    assert content["reference"] is None
+    assert content["checkpoint"]["quant"]["wbits"] == 2
+    assert content["checkpoint"]["source"] == str(folder / "student.pt")
+    top1 = 100 * sum(per_class) / total
+    printed = capsys.readouterr().out.splitlines()
+    assert (
+        printed[0] == f"{folder / 'student.pt'}: deit_tiny_distilled_patch16_224, statsq_qkr, w2a2"
+    )
+    assert printed[1].startswith(
+        f"  top-1 {top1:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}), top-5 "
+    )
+    assert printed[1].endswith(f"{sum(per_class)} of {total} test images")
+
+
+def test_file_of_weights_in_a_run_folder(run_folder, digits, run):
+    folder, _ = run_folder()
+    content = run(folder / "student.pt", "--data", digits)
+    assert content["result"] == run(folder, "--data", digits)["result"]
+
+
+def test_other_split(run_folder, digits, run):
+    folder, model = run_folder()
+    per_class, total = expected_digits(model, digits, "val")
+    result = run(folder, "--data", digits, "--split", "val")["result"]
+    assert (result["per_class_correct"], result["n_images"]) == (per_class, total)
+
+
+def test_full_precision_run_and_teacher(run_folder, digits, run):
+    for name in ("student.pt", "teacher.pt"):
+        folder, model = run_folder(FULL, name=name, weights=name)
+        content = run(folder, "--data", digits)
+        assert content["checkpoint"]["quant"] is None
+        assert content["result"]["n_correct"] == sum(expected_digits(model, digits)[0])
+
+
+def test_reference(run_folder, digits, capsys, run):
+    """A folder or a file of full-precision weights, on the same images."""
+    folder, _ = run_folder()
+    teacher, full = run_folder(FULL, "teacher", "teacher.pt", seed=2)
+    expected = sum(expected_digits(full, digits)[0])
+    checkpoints.save(teacher.parent / "bare.pt", full.state_dict())
+    for reference in (teacher, teacher / "teacher.pt", teacher.parent / "bare.pt"):
+        content = run(folder, "--data", digits, "--reference", reference)
+        assert content["reference"]["result"]["n_correct"] == expected
+        assert content["reference"]["quant"] is None
+        assert content["result"]["loss"] != content["reference"]["result"]["loss"]
+        ours, theirs = content["result"]["top1"], content["reference"]["result"]["top1"]
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == f"difference: {ours - theirs:+.2f} points of top-1"
+
+
+def test_released_checkpoint_on_prepared_digits(run_folder, digits, tmp_path, run):
+    """The manifest says how the data are read; the counts are those of the run it came from."""
+    folder, model = run_folder(fidelity="released")
+    save_released(tmp_path / "x.pth", export_released(model), {"wq_bitw": 2, "aq_bitw": 2})
+    content = run(tmp_path / "x.pth", "--data", digits)
+    assert content["result"] == run(folder, "--data", digits)["result"]
+    assert content["checkpoint"]["source"] == str(tmp_path / "x.pth")
+
+
+def expected_pictures(model, root):
+    """Spec 8, step by step: shorter side to floor(32 / 0.9) = 35, bicubic, centre crop."""
+    mean = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+    std = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+    correct = []
+    for label, name in enumerate(("class_0", "class_1", "class_2", "class_3", "class_10")):
+        hits = 0
+        for number in range(PER_CLASS):
+            with Image.open(root / name / f"{number}.png") as image:
+                small = image.convert("RGB").resize((52, 35), Image.Resampling.BICUBIC)
+            pixels = np.asarray(small.crop((10, 2, 42, 34)), dtype=np.float32) / 255
+            tensor = (torch.from_numpy(pixels).permute(2, 0, 1) - mean) / std
+            with torch.no_grad():
+                hits += int(model(tensor[None]).argmax()) == label
+        correct.append(hits)
+    return correct
+
+
+def test_images_that_nobody_prepared(converted, write, class_folders, run):
+    """Image size from the model, preprocessing of spec 8, classes in the order of numbers."""
+    for seed in range(20):
+        model = converted(seed=seed)
+        correct = expected_pictures(model, class_folders)
+        if len(set(correct)) > 1 and sum(correct) > PER_CLASS:
+            break
+    assert len(set(correct)) > 1, "counts that could be those of another order"
+    path = write(export_released(model))
+    content = run(path, "--images", class_folders)
+    assert content["result"]["per_class_correct"] == correct
+    assert content["result"]["per_class_images"] == [PER_CLASS] * 5
+    assert content["manifest_sha256"] is None
+
+
+def test_unreadable_images_are_counted(written, class_folders, capsys, run):
+    (class_folders / "class_3" / "1.png").write_bytes(b"no image")
+    result = run(written(), "--images", class_folders)["result"]
+    assert (result["n_images"], result["n_unreadable"]) == (19, 1)
+    assert result["per_class_images"] == [4, 4, 4, 3, 4]
+    assert capsys.readouterr().out.rstrip().endswith("19 test images, 1 unreadable")
+
+
+def test_released_checkpoint_on_prepared_images(written, class_folders, tmp_path, run):
+    """What `prepare` wrote for image folders says all that is needed besides the model's size."""
+    (class_folders.parent / "train").symlink_to(class_folders)
+    settings = ImageSettings(
+        name="pictures", source="folder", train_split="train", test_split="holdout", val_share=0.2
+    )
+    folder = tmp_path / "data" / "pictures"
+    prepare_data(settings, folder)
+    path = written()
+    content = run(path, "--data", folder)
+    assert content["result"] == run(path, "--images", class_folders)["result"]
+    assert len(content["manifest_sha256"]) == 64
+    assert run(path, "--data", folder, "--split", "val")["result"]["n_images"] == 4
+
+
+def test_command_of_the_importer(written, class_folders, tmp_path, capsys, run):
+    """Report, then the same evaluation."""
+    path, out = written(arch="deit", epoch=329), tmp_path / "report.json"
+    released.main([str(path), "--images", str(class_folders), "--json", str(out), "--map"])
+    printed = capsys.readouterr().out
+    assert "18 tokens" in printed
+    assert "QKR, 2-bit weights, 2-bit activations" in printed
+    assert "the file says: arch deit, epoch 329" in printed
+    assert "nothing left over" in printed
+    assert "blocks.0.attn.q.weight (24, 24) -> blocks.0.attn.q_weight" in printed
+    assert "top-1" in printed
+    content = json.loads(out.read_text())
+    assert content["result"] == run(path, "--images", class_folders)["result"]
+    assert content["report"]["mapped"]["pos_embed"]["ours"] == ["pos_embed"]
+
+
+def test_report_alone(golden_model, tmp_path, capsys):
+    """Without data: only what became of the tensors, and that the logits come out."""
+    released.main([str(golden_model), "--json", str(tmp_path / "report.json")])
+    printed = capsys.readouterr().out
+    assert "logits of the file reproduced to" in printed
+    assert "top-1" not in printed
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["report"]["reproduced"] < 1e-6
+    assert set(content) == {"report"}
+
+
+def test_as_processes(written, run_folder, digits, tmp_path):
+    """Exit codes: 0, or 1 with one line on stderr; and no warning about modules imported twice."""
+    folder, _ = run_folder()
+
+    def start(*command):
+        return subprocess.run(
+            [sys.executable, "-W", "error::RuntimeWarning", "-m", *map(str, command)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    done = start("ofq_core.evaluate", folder, "--data", digits)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "test images" in done.stdout
+    done = start("ofq_core.checkpoints.released", written())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nothing left over" in done.stdout
+    done = start("ofq_core.checkpoints.released", tmp_path / "missing.pth")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path / 'missing.pth'}: no such file\n"

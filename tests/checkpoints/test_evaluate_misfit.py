@@ -1,0 +1,111 @@
+"""What the evaluation command refuses, in one line that says what would be right."""
+
+import pytest
+import torch
+
+from ofq_core import checkpoints, evaluate
+from ofq_core.checkpoints import export_released, save_released
+from ofq_core.checkpoints.subject import open_subject
+from ofq_core.errors import CheckpointError, DataError, OFQError, SettingsError
+
+
+def test_quantized_reference_is_refused(run_folder, digits, run):
+    folder, _ = run_folder()
+    with pytest.raises(CheckpointError, match=r"is quantized \(statsq_qkr\)"):
+        run(folder, "--data", digits, "--reference", folder)
+
+
+def test_reference_that_does_not_fit(run_folder, digits, tmp_path, run):
+    folder, _ = run_folder()
+    checkpoints.save(tmp_path / "other.pt", {"x": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="this reference does not fit the model"):
+        run(folder, "--data", digits, "--reference", tmp_path / "other.pt")
+
+
+def test_folder_without_settings(run_folder, digits, run):
+    folder, _ = run_folder()
+    (folder / "settings.yaml").unlink()
+    with pytest.raises(CheckpointError, match=r"no settings\.yaml beside student\.pt"):
+        run(folder, "--data", digits)
+
+
+def test_folder_without_weights(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no student\.pt and no teacher\.pt"):
+        open_subject(tmp_path)
+
+
+def test_damaged_settings(run_folder):
+    folder, _ = run_folder()
+    (folder / "settings.yaml").write_text("a: [")
+    with pytest.raises(SettingsError, match=r"settings\.yaml is no valid YAML"):
+        open_subject(folder)
+    (folder / "settings.yaml").write_text("a: 1")
+    with pytest.raises(SettingsError, match="unknown key"):
+        open_subject(folder)
+
+
+def test_weights_of_another_model(run_folder):
+    folder, model = run_folder()
+    state = model.state_dict()
+    state["pos_embed"] = torch.zeros(1, 50, 16)
+    checkpoints.save(folder / "student.pt", state)
+    with pytest.raises(CheckpointError, match=r"pos_embed has shape \(1, 50, 16\), the model"):
+        open_subject(folder)
+
+
+def test_other_number_of_classes(written, class_folders, run):
+    (class_folders / "class_11").mkdir()
+    source = class_folders / "class_0" / "0.png"
+    (class_folders / "class_11" / "0.png").write_bytes(source.read_bytes())
+    with pytest.raises(DataError, match=r"tells 5 classes apart, and the data has 6"):
+        run(written(), "--images", class_folders)
+
+
+def test_other_size_of_images(converted, write, digits, run):
+    sizes = {"num_classes": 10, "in_chans": 1, "img_size": 16}
+    path = write(export_released(converted(sizes=sizes)))
+    with pytest.raises(DataError, match=r"shape \(1, 16, 16\) .* the data has \(1, 8, 8\)"):
+        run(path, "--data", digits)
+
+
+def test_missing_images(written, tmp_path, run):
+    with pytest.raises(DataError, match=r"nowhere: no such folder; expected .*/<class>/<image>"):
+        run(written(), "--images", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no class folders"):
+        run(written(), "--images", tmp_path / "empty")
+
+
+def test_missing_prepared_data(written, tmp_path, run):
+    with pytest.raises(DataError, match=r"no manifest\.json there"):
+        run(written(), "--data", tmp_path)
+
+
+def test_images_have_no_validation_split(written, class_folders, run):
+    with pytest.raises(DataError, match="no val split"):
+        run(written(), "--images", class_folders, "--split", "val")
+
+
+def test_grey_images_need_settings(run_folder, class_folders, tmp_path, run):
+    """Their mean and deviation are nowhere to be found."""
+    _, model = run_folder(fidelity="released")
+    save_released(tmp_path / "x.pth", export_released(model), {"wq_bitw": 2, "aq_bitw": 2})
+    with pytest.raises(DataError, match="1 channel"):
+        run(tmp_path / "x.pth", "--images", class_folders)
+
+
+def test_pretrained_reference_that_does_not_exist(written, class_folders, run):
+    """No such weights for a model of these sizes: said before anything is evaluated."""
+    with pytest.raises(OFQError, match="torchvision"):
+        run(written(), "--images", class_folders, "--reference", "torchvision")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["x"], ["x", "--data", "a", "--images", "b"], ["x", "--data", "a", "--wbits", "0"]],
+)
+def test_command_line_mistakes(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(arguments)
+    assert stop.value.code == 2
+    assert "usage: python -m ofq_core.evaluate" in capsys.readouterr().err

@@ -1,0 +1,188 @@
+"""Foreign, damaged and malicious files: refused in one line, and never executed."""
+
+import argparse
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+
+from ofq_core.checkpoints import export_released, load_released, read_released, save_released
+from ofq_core.errors import CheckpointError
+
+
+class Bomb:
+    """A pickle that creates a folder when it is loaded the unsafe way."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def refused(path, **arguments):
+    """The message; nothing but one line."""
+    with pytest.raises(CheckpointError) as error:
+        load_released(path, **arguments)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(str(path))
+    return message
+
+
+def test_missing(tmp_path):
+    assert refused(tmp_path / "x.pth") == f"{tmp_path / 'x.pth'}: no such file"
+    assert refused(tmp_path) == f"{tmp_path}: no such file"
+
+
+JUNK = [b"", b"text", bytes(range(256)) * 20, b"PK\x03\x04" + b"\0" * 9]
+
+
+@pytest.mark.parametrize("content", JUNK)
+def test_no_checkpoint(content, tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    assert f"({len(content)} bytes) cannot be read: truncated, or no checkpoint" in refused(path)
+
+
+def test_truncated_checkpoint(written):
+    path = written()
+    whole = path.read_bytes()
+    for size in (100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert f"({size} bytes) cannot be read: truncated" in refused(path)
+
+
+def test_truncated_npz(converted, tmp_path):
+    path = tmp_path / "x.npz"
+    state = export_released(converted())
+    np.savez(path, **{f"state/{key}": value.numpy() for key, value in state.items()})
+    whole = path.read_bytes()
+    for size in (100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert f"({size} bytes) cannot be read: truncated" in refused(path)
+
+
+def test_damaged_array_in_npz(converted, tmp_path):
+    """The archive's own checksums notice."""
+    path = tmp_path / "x.npz"
+    state = export_released(converted())
+    np.savez(path, **{f"state/{key}": value.numpy() for key, value in state.items()})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    assert "cannot be read" in refused(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["args", "state_dict", "optimizer"])
+def test_code_in_a_file_is_named_and_not_executed(place, zipped, written, tmp_path):
+    path, target = written(), tmp_path / "executed"
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, weights_only=True)
+    content[place] = {"x": Bomb(target)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    message = refused(path)
+    assert f"wants to load {os.mkdir.__module__}.mkdir, which is not plain data" in message
+    assert not target.exists()
+    torch.load(path, weights_only=False)
+    assert target.exists(), "the bomb is real"
+
+
+def test_code_hidden_in_the_arguments(written, tmp_path):
+    """The one class that is allowed opens no door for others inside it."""
+    path, target = written(), tmp_path / "executed"
+    torch.save({"args": argparse.Namespace(x=Bomb(target)), "state_dict": {}}, path)
+    assert "mkdir" in refused(path)
+    assert not target.exists()
+
+
+def test_harmless_classes_are_refused_too(tmp_path):
+    """Only what a released checkpoint needs is allowed."""
+    path = tmp_path / "x.pth"
+    torch.save({"args": argparse.Namespace(output=pathlib.PurePosixPath("a"))}, path)
+    message = refused(path)
+    assert "wants to load pathlib.PurePosixPath" in message
+    assert "needs argparse.Namespace only" in message
+    torch.save(torch.nn.Linear(2, 2), path)
+    assert "wants to load torch.nn.modules.linear.Linear" in refused(path)
+
+
+def test_allowing_a_class_is_not_for_ever(written):
+    """Reading a released checkpoint changes nothing for other reads in the same process."""
+    path = written()
+    load_released(path)
+    with pytest.raises(Exception, match=r"argparse\.Namespace"):
+        torch.load(path, weights_only=True)
+
+
+def test_objects_in_an_npz_are_not_unpickled(tmp_path):
+    path, target = tmp_path / "x.npz", tmp_path / "executed"
+    np.savez(path, **{"state/a": np.array([Bomb(target)], dtype=object)})
+    assert "cannot be read" in refused(path)
+    assert not target.exists()
+    with np.load(path, allow_pickle=True) as arrays:
+        arrays["state/a"]
+    assert target.exists(), "the bomb is real"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ([1, 2], "found a list"),
+        (torch.zeros(2), "found a Tensor"),
+        ({}, "found nothing"),
+        ({"state_dict": {}}, "found state_dict"),
+        ({"state_dict": 3, "epoch": 1}, "found state_dict, epoch"),
+        ({"state_dict": {"a": 1}}, "found 'a' of type int"),
+        ({"a": "text"}, "found 'a' of type str"),
+        ({"model": {"a": torch.zeros(1)}}, "full-precision weights are read as a teacher"),
+    ],
+)
+def test_other_content(content, found, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(content, path)
+    message = refused(path)
+    assert "no weights in the released layout" in message
+    assert found in message
+
+
+def test_npz_of_another_kind(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, train_images=np.zeros(3), train_labels=np.zeros(3))
+    assert "expected arrays state/<key>" in refused(path)
+    assert "found train_images, train_labels" in refused(path)
+    np.savez(path, meta="{", **{"state/a": np.zeros(1)})
+    assert "meta is no JSON" in refused(path)
+
+
+def test_prefix_before_some_keys_only(written):
+    def change(state):
+        state["module.pos_embed"] = state.pop("pos_embed")
+
+    message = refused(written(change))
+    assert "module.pos_embed has the prefix 'module.' and patch_embed.proj.weight has" in message
+
+
+def test_only_plain_values_are_written(converted, tmp_path):
+    """What is written can always be read again."""
+    state, path = export_released(converted()), tmp_path / "x.pth"
+    with pytest.raises(CheckpointError, match=r"meta\.output = .*expected a plain value"):
+        save_released(path, state, {"output": pathlib.PurePosixPath("a")})
+    assert not path.exists()
+    meta = {"wq_bitw": 2, "aq_bitw": 2, "deep": {"list": [1, None, "x", (2.0, True)]}}
+    save_released(path, state, meta)
+    assert read_released(path).facts == meta
+
+
+def test_meta_of_an_npz(converted, tmp_path):
+    path = tmp_path / "x.npz"
+    arrays = {f"state/{key}": v.numpy() for key, v in export_released(converted()).items()}
+    np.savez(path, meta=json.dumps({"arch": "DeiT", "wbits": 2}), input=np.zeros(2), **arrays)
+    file = read_released(path)
+    assert file.arch == "DeiT"
+    assert file.facts == {"arch": "DeiT", "wbits": 2}
+    assert set(file.arrays) == {"input"}

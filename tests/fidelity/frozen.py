@@ -1,0 +1,53 @@
+"""CGA's mask by its definition (spec 5.1), and a witness of what each step leaves unchanged."""
+
+from __future__ import annotations
+
+import torch
+
+
+def frozen_by_definition(weight, bits, boundary_range):
+    """True where |u - (t + 1/2)| > boundary_range for every threshold t = -n .. n - 2.
+
+    u = clamp(W / s, -1, 1 - 1e-6) n - 1/2 with s = 2 mean|W| per row and n = 2^(bits - 1).
+    """
+    weight = weight.detach()
+    n = 2 ** (bits - 1)
+    scale = 2 * weight.abs().mean(dim=1, keepdim=True)
+    position = (weight / scale).clamp(-1, 1 - 1e-6) * n - 0.5
+    thresholds = torch.arange(-n, n - 1) + 0.5
+    distance = (position[..., None] - thresholds).abs().amin(dim=-1)
+    return distance > boundary_range
+
+
+class Witness:
+    """Looks on while a trainer's annealing steps, without touching anything.
+
+    steps: how many. frozen, free: entries, summed over steps. frozen_moved: frozen entries with
+    another bit pattern after the step. free_moved: free entries that did change.
+    """
+
+    def __init__(self, trainer):
+        self.annealing, self.step = trainer.annealing, trainer.annealing.step
+        self.steps = self.frozen = self.free = self.frozen_moved = self.free_moved = 0
+        trainer.annealing.step = self._watched
+
+    def _watched(self):
+        before = []
+        for weight in self.annealing.weights:
+            values = weight.parameter.detach().clone()
+            band = self.annealing.boundary_range
+            before.append((values, frozen_by_definition(values, weight.quantizer.bits, band)))
+        self.step()
+        self.steps += 1
+        for weight, (values, frozen) in zip(self.annealing.weights, before, strict=True):
+            moved = values.view(torch.int32) != weight.parameter.detach().view(torch.int32)
+            self.frozen += int(frozen.sum())
+            self.free += int((~frozen).sum())
+            self.frozen_moved += int((moved & frozen).sum())
+            self.free_moved += int((moved & ~frozen).sum())
+
+    def counts(self):
+        return {
+            key: getattr(self, key)
+            for key in ("steps", "frozen", "free", "frozen_moved", "free_moved")
+        }

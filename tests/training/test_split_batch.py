@@ -1,0 +1,185 @@
+"""A batch that is split over processes or cut into pieces trains as one that is not.
+
+In FP64, over whole runs with CGA: sums are taken in another order, and no code flips for it.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ofq_core.distributed import World
+from ofq_core.errors import DataError
+from pipelines.training import Inputs
+from tests.training.doubled import doubled_trainer, outcome
+
+ROOT = Path(__file__).parents[2]
+METHODS = ["lsq_cga", "statsq", "ofq"]
+# 32 images in three unequal parts, and a batch that two processes cannot halve: 31 = 16 + 15.
+SIZES = {"even": 32, "odd": 31}
+RUNS = [(method, "even") for method in METHODS] + [("ofq", "odd")]
+
+
+@pytest.fixture(scope="module")
+def inputs(digits, teacher_file):
+    return Inputs(digits, teacher_file)
+
+
+@pytest.fixture(scope="module")
+def settings(micro):
+    return lambda method, size: micro(method, recipe={"batch_size": SIZES[size]})
+
+
+@pytest.fixture(scope="module")
+def whole(settings, inputs, tmp_path_factory):
+    """One process, one piece."""
+    made = {}
+
+    def run(method, size):
+        if (method, size) not in made:
+            folder = tmp_path_factory.mktemp("whole")
+            trainer = doubled_trainer(settings(method, size), inputs, folder / "c.pt")
+            trainer.run()
+            made[method, size] = {**outcome(trainer), "seen": trainer.data.seen[:4]}
+        return made[method, size]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_processes(settings, inputs, tmp_path_factory):
+    """All runs in two gloo processes: what each of them ended with."""
+    folder = tmp_path_factory.mktemp("two")
+    runs = {f"{m}-{size}": settings(m, size).model_dump(mode="json") for m, size in RUNS}
+    job = {"data": str(inputs.data), "teacher": str(inputs.teacher), "runs": runs}
+    (folder / "job.json").write_text(json.dumps(job))
+    words = ["-m", "pipelines.processes", "2", "tests.training.parallel_runs", str(folder)]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_close(actual, expected):
+    """AdamW divides by the root of the second moment, so a gradient near zero carries its last bits
+    into a step of the size of the learning rate, 5e-3: weights are compared on that scale.
+    """
+    assert actual["state"].keys() == expected["state"].keys()
+    for name, value in expected["state"].items():
+        torch.testing.assert_close(
+            actual["state"][name],
+            value,
+            rtol=1e-7,
+            atol=1e-8,
+            msg=lambda text, n=name: f"{n}: {text}",
+        )
+    for ours, theirs in zip(actual["history"], expected["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    assert actual["free"] == expected["free"], "CGA held the same weights in every step"
+    assert actual["oscillation"] == pytest.approx(expected["oscillation"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("method", "size"), RUNS)
+def test_two_processes(method, size, whole, two_processes):
+    expected = whole(method, size)
+    for found in two_processes:
+        assert_close(found[f"{method}-{size}"], expected)
+
+
+@pytest.mark.parametrize(("method", "size"), RUNS)
+def test_two_processes_see_the_images_of_one(method, size, whole, two_processes):
+    """Bit for bit, augmentation included, each image in one of them."""
+    expected = whole(method, size)["seen"]
+    parts = [found[f"{method}-{size}"]["seen"] for found in two_processes]
+    for step, images in enumerate(expected):
+        assert torch.equal(torch.cat([part[step] for part in parts]), images)
+
+
+def test_all_processes_end_alike(two_processes):
+    first, second = two_processes
+    for name, run in first.items():
+        for key, value in run["state"].items():
+            assert torch.equal(value, second[name]["state"][key]), (name, key)
+
+
+@pytest.mark.parametrize("micro_batch", [16, 11, 1])
+@pytest.mark.parametrize("method", ["lsq_cga", "ofq"])
+def test_pieces(method, micro_batch, whole, settings, inputs, tmp_path):
+    """Two equal pieces, three unequal ones, one image at a time."""
+    world = World(micro_batch=micro_batch)
+    trainer = doubled_trainer(settings(method, "even"), inputs, tmp_path / "c.pt", world)
+    trainer.run()
+    assert trainer.gradients.pieces == -(-32 // micro_batch)
+    assert_close(outcome(trainer), whole(method, "even"))
+
+
+def test_what_the_size_of_the_batch_decides(settings, inputs, tmp_path, monkeypatch):
+    """LSQ that is not told the whole batch takes gradients of its scales that are too large."""
+    monkeypatch.setattr("ofq_core.training.step.set_whole_batch", lambda model, factor: None)
+    gradients = {}
+    for micro_batch in (32, 8):
+        world = World(micro_batch=micro_batch)
+        run = settings("lsq_cga", "even")
+        trainer = doubled_trainer(run, inputs, tmp_path / f"{micro_batch}.pt", world)
+        where = (run.recipe, run.seed, 0, 0, world.share, world.device)
+        trainer.model.train()
+        trainer.gradients.fill(next(trainer.data.train_batches(*where)), 0, 0)
+        quantizer = trainer.model.blocks[0].mlp.fc1.input_quantizer
+        gradients[micro_batch] = quantizer.scale.grad.clone(), quantizer.bias_before.grad.clone()
+    torch.testing.assert_close(gradients[8][0], 2.0 * gradients[32][0])
+    torch.testing.assert_close(gradients[8][1], gradients[32][1])
+
+
+def test_memory_that_runs_out_halves_the_pieces(whole, settings, inputs, tmp_path, monkeypatch):
+    """The step is repeated in smaller pieces; nothing of the attempt that failed is left."""
+    log = []
+    trainer = doubled_trainer(settings("ofq", "even"), inputs, tmp_path / "c.pt", log=log.append)
+    losses = trainer.gradients._losses
+
+    def crowded(model, images, targets):
+        result = losses(model, images, targets)
+        if len(images) > 8:
+            result.total.backward(retain_graph=True)  # it got as far as gradients
+            raise torch.OutOfMemoryError("by the test")
+        return result
+
+    monkeypatch.setattr(trainer.gradients, "_losses", crowded)
+    trainer.run()
+    assert [line.split(":")[0] for line in log] == [
+        "out of memory with 32 images per forward",
+        "out of memory with 16 images per forward",
+    ]
+    assert trainer.gradients.pieces == 4
+    assert_close(outcome(trainer), whole("ofq", "even"))
+
+
+def test_more_processes_than_images(settings, inputs, tmp_path, micro):
+    run = micro("ofq", recipe={"batch_size": 3})
+    with pytest.raises(DataError, match=r"batch_size = 3: 3 images cannot be split over 4 proc"):
+        doubled_trainer(run, inputs, tmp_path / "c.pt", World(rank=0, size=4))
+
+
+def test_a_run_may_go_on_with_other_pieces(whole, settings, inputs, tmp_path):
+    """Cut off in the middle of CGA, resumed on a machine with less memory."""
+    run = settings("ofq", "even")
+    often = run.recipe.model_copy(update={"checkpoint_seconds": 1e-9})
+    run = run.model_copy(update={"recipe": often})
+
+    class CutOffError(Exception):
+        pass
+
+    def cut_off(event):
+        if (event.epoch, event.step) == (2, 3):
+            raise CutOffError
+
+    first = doubled_trainer(run, inputs, tmp_path / "c.pt", observe=cut_off)
+    with pytest.raises(CutOffError):
+        first.run()
+    second = doubled_trainer(run, inputs, tmp_path / "c.pt", World(micro_batch=11))
+    second.run()
+    assert len(second.data.seen) == 3, "steps 3, 4 and 5 of the last epoch were left"
+    assert_close(outcome(second), whole("ofq", "even"))

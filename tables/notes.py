@@ -85,9 +85,12 @@ def _computed(runs: Sequence[Run]) -> Mapping[str, Any]:
         "n_images": runs[0].n_images,
         "image_points": f"{100 / runs[0].n_images:.2g}",
     }
-    epochs = [runs[0].settings.get(key) for key in ("recipe.epochs", "recipe.cga_epochs")]
+    settings = runs[0].settings
+    epochs = [settings.get(key) for key in ("recipe.epochs", "recipe.cga_epochs")]
+    cooldown = settings.get("recipe.cooldown_epochs", 0) if settings.get("fidelity.cooldown") else 0
     if all(isinstance(value, int) for value in epochs):
-        computed["total_epochs"] = sum(epochs)
+        computed["total_epochs"] = sum(epochs) + cooldown
+        computed["cooldown"] = f"{cooldown} epochs of cool-down and " if cooldown else ""
     return computed
 
 

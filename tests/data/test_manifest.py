@@ -213,7 +213,11 @@ def test_damaged_list(prepared, image_settings, folder):
     assert "files.csv.gz is missing" in refused(image_settings(), folder)
 
 
-@pytest.mark.parametrize("content", [b"junk", gzip.compress(b"a,b\n"), gzip.compress(b"")])
+@pytest.mark.parametrize(
+    "content",
+    [b"junk", gzip.compress(b"a,b\n", mtime=0), gzip.compress(b"", mtime=0)],
+    ids=["no-gzip", "no-list", "empty"],
+)
 def test_list_that_cannot_be_read(content, tmp_path):
     (tmp_path / "files.csv.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"files\.csv\.gz is damaged"):

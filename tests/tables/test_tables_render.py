@@ -259,3 +259,27 @@ def test_runs_without_a_validation_split(study, tmp_path):
     line = lines_of(paths.csv, "lsq")[0]
     assert (line["n"], line["val_top1_mean"]) == ("2", "")
     assert float(line["top5_mean"]) == 99.5
+
+
+@pytest.mark.parametrize(
+    ("on", "sentence", "total"),
+    [
+        (
+            True,
+            "followed by 10 epochs of cool-down and 5 epochs at the minimum",
+            "the same 45 epochs",
+        ),
+        (False, "followed by 5 epochs at the minimum", "the same 35 epochs"),
+    ],
+)
+def test_note_on_epochs_counts_the_cool_down(study, tmp_path, on, sentence, total):
+    """Only where the switch lets the recipe's cool-down happen."""
+
+    def cooled(settings, metrics, env):
+        settings["recipe"]["cooldown_epochs"] = 10
+        settings["fidelity"] = {"cooldown": on}
+
+    study.run("lsq", 2, 0, 380, change=cooled)
+    text = render(study.folder, tmp_path / "rendered").markdown.read_text(encoding="utf-8")
+    assert sentence in text
+    assert total in text

@@ -86,10 +86,11 @@ def _computed(runs: Sequence[Run]) -> Mapping[str, Any]:
         "image_points": f"{100 / runs[0].n_images:.2g}",
     }
     settings = runs[0].settings
-    epochs = [settings.get(key) for key in ("recipe.epochs", "recipe.cga_epochs")]
+    epochs = settings.get("recipe.epochs")
+    last = settings.get("recipe.cga_epochs")
     cooldown = settings.get("recipe.cooldown_epochs", 0) if settings.get("fidelity.cooldown") else 0
-    if all(isinstance(value, int) for value in epochs):
-        computed["total_epochs"] = sum(epochs) + cooldown
+    if isinstance(epochs, int) and isinstance(last, int):
+        computed["total_epochs"] = epochs + cooldown + last
         computed["cooldown"] = f"{cooldown} epochs of cool-down and " if cooldown else ""
     return computed
 

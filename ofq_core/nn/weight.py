@@ -54,8 +54,9 @@ class WeightQuantizer(nn.Module):
         raise NotImplementedError
 
     def codes(self, weight: Tensor) -> Tensor:
-        """Integer codes as int8, shape of the weights."""
-        return self.position(weight).round_().clamp_(self.low, self.high).to(torch.int8)
+        """Integer codes as int8 (int16 where they do not fit), shape of the weights."""
+        kind = torch.int8 if self.low >= -128 and self.high <= 127 else torch.int16
+        return self.position(weight).round_().clamp_(self.low, self.high).to(kind)
 
     def scales(self, weight: Tensor) -> Tensor:
         """The scales in use, a vector, detached."""

@@ -34,6 +34,13 @@ def test_range_of_codes(clip, low, high):
     torch.testing.assert_close(output[0, :2], scale * (torch.tensor([high, low]) + 0.5) / 2)
 
 
+def test_outer_codes_of_eight_bits_fit():
+    """Code 128 would be -128 as int8."""
+    module = quantizer(1.01, bits=8)
+    assert module.codes(torch.tensor([[9.0, -9.0] + 6 * [0.1]])).tolist()[0][:2] == [129, -130]
+    assert quantizer(1.0, bits=8).codes(torch.zeros(1, 4)).dtype == torch.int8
+
+
 def test_a_clip_of_one_changes_nothing():
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     for bits in (2, 3, 4):

@@ -25,6 +25,9 @@ def main(argv: list[str]) -> None:
     manifest = prepare_data(study.data, folder)
     counts = ", ".join(f"{name} {part['images']}" for name, part in manifest["splits"].items())
     print(f"prepare: {manifest['source']} -> {folder}: {counts} images")
+    unreadable = manifest.get("unreadable", [])
+    if unreadable:
+        print(f"prepare: {len(unreadable)} images cannot be read, such as {unreadable[0]}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 
 
@@ -30,9 +31,17 @@ def main(argv: list[str]) -> int:
     try:
         run.run(run.parse_args(words))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
         status: int = failure.exitcode
-        return status if status >= 0 else 128 - status
+        if status >= 0:
+            return status
+        # A process that was killed, for example for want of memory, could say nothing itself.
+        name = signal.Signals(-status).name
+        print(
+            f"error: process {rank} was killed ({name}): run the same command again to go on",
+            file=sys.stderr,
+        )
+        return 128 - status
     except SignalException as error:
         return 128 + error.sigval.value
     return 0

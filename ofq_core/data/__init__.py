@@ -2,6 +2,7 @@
 
 from ofq_core.data.arrays import ArrayData
 from ofq_core.data.augment import augment
+from ofq_core.data.deaths import worker_deaths
 from ofq_core.data.digits import prepare_digits
 from ofq_core.data.open import open_data, prepare_data
 from ofq_core.data.source import Batch, Data, Share, SplitName, positions
@@ -22,4 +23,5 @@ __all__ = [
     "prepare_data",
     "prepare_digits",
     "read_manifest",
+    "worker_deaths",
 ]

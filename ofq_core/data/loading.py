@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,12 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ofq_core.data.environment import WORKERS
+from ofq_core.data.deaths import worker_deaths
 from ofq_core.data.samples import Collated, collate
 from ofq_core.errors import DataError
-
-# How PyTorch reports a worker that died, in 2.6 to 2.13.
-_DEATH = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal|exited unexpectedly)")
 
 
 class Batches:
@@ -77,26 +72,6 @@ class _Keys:
 
     def __iter__(self) -> Iterator[list[Any]]:
         return iter(self.current)
-
-
-@contextmanager
-def worker_deaths() -> Iterator[None]:
-    """Report a worker process that died inside the block as a DataError.
-
-    PyTorch notices a death while it waits for a batch, or by a signal whose handler raises wherever
-    the main thread happens to be: so the training loop stands in such a block as well.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not _DEATH.search(str(error)):
-            raise
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"a process that reads images died ({reason}). Most often memory ran out: set the "
-            f"environment variable {WORKERS} to fewer processes. Then run the same command again; "
-            "it goes on from the last checkpoint"
-        ) from error
 
 
 def to_device(

@@ -108,7 +108,7 @@ class Gradients:
 
     def repeat_forward(self, batch: Batch) -> None:
         """The forwards of the last step once more, of this process alone."""
-        torch.manual_seed(self._drawn)
+        self._seed_draws(self._drawn)
         for images, targets in self._cut(batch):
             self._losses(self.model, images, targets)
 
@@ -141,8 +141,7 @@ class Gradients:
         return None
 
     def _fill(self, batch: Batch, seed: int, together: bool) -> Tensor:
-        torch.manual_seed(seed)
-        self._drawn = seed
+        self._seed_draws(seed)
         self._drop_gradients()
         count, world = len(batch.images), self.world
         pieces = self._cut(batch)
@@ -184,6 +183,13 @@ class Gradients:
         if alone and isinstance(self._forward_model, DistributedDataParallel):
             return self._forward_model.no_sync()
         return contextlib.nullcontext()
+
+    def _seed_draws(self, seed: int) -> None:
+        # Not torch.manual_seed: for devices that are not in use it formats a stack trace each time.
+        self._drawn = seed
+        torch.default_generator.manual_seed(seed)
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _drop_gradients(self) -> None:
         for parameter in self._parameters:

@@ -5,8 +5,7 @@ import signal
 
 import pytest
 
-from ofq_core.data import Share
-from ofq_core.data.loading import worker_deaths
+from ofq_core.data import Share, worker_deaths
 from ofq_core.errors import DataError
 
 

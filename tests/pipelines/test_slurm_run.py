@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from slurm.run import spread
+
 
 @pytest.fixture
 def slurm_run(environment, tmp_path):
@@ -73,3 +75,45 @@ def test_a_command_that_does_not_exist(slurm_run):
     done = slurm_run("--", "no-such-command")
     assert done.returncode == 127
     assert done.stderr == "error: cannot run no-such-command: No such file or directory\n"
+
+
+PYTHON = ["python", "-m"]
+
+
+@pytest.mark.parametrize("stage", ["teacher", "full_precision", "grid", "qat"])
+def test_stages_that_train_are_spread_over_processes(stage):
+    words = [f"pipelines.{stage}", "--seed", "0"]
+    assert spread([*PYTHON, *words], 2) == [*PYTHON, "pipelines.processes", "2", *words]
+    assert spread([*PYTHON, *words], 1) == [*PYTHON, *words]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *([*PYTHON, f"pipelines.{name}"] for name in ("check", "prepare", "evaluate", "tables")),
+        ["python", "pipelines.qat"],
+        ["sh", "-m", "pipelines.qat"],
+        PYTHON,
+    ],
+)
+def test_other_commands_are_not(command):
+    assert spread(command, 8) == command
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "2.0", "two", "", "²"])
+def test_a_number_of_processes_that_cannot_be(number, environment, tmp_path):
+    """Said before anything starts, whatever the command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "slurm.run", "--", "touch", "started"],
+        cwd=tmp_path,
+        env=environment | {"OFQ_PROCESSES": number},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: OFQ_PROCESSES = {number!r}: expected a whole number of processes, at least 1\n"
+    )
+    assert not (tmp_path / "started").exists()

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from ofq_core.errors import DataError
+from pipelines import stage
 from pipelines.stage import stage_main
 
 
@@ -51,3 +52,16 @@ def test_a_mistake_of_ours_keeps_its_traceback():
 
     with pytest.raises(ZeroDivisionError):
         stage_main(broken, [])
+
+
+def test_another_process_waits_for_the_main_one_to_say_the_same(capsys, monkeypatch):
+    """And is ended meanwhile by the launcher; if it is not, the error is its own."""
+    waited = []
+    monkeypatch.setattr(stage.time, "sleep", waited.append)
+    monkeypatch.setenv("RANK", "3")
+    assert ended(DataError("data: gone"), capsys) == (1, "error: process 3: data: gone\n")
+    assert waited == [stage.PATIENCE_SECONDS]
+    assert ended(KeyboardInterrupt(), capsys) == (130, "")
+    monkeypatch.setenv("RANK", "0")
+    assert ended(DataError("data: gone"), capsys) == (1, "error: data: gone\n")
+    assert len(waited) == 1

@@ -1,0 +1,94 @@
+"""One of two processes in trouble: `python -m tests.training.shared_troubles FOLDER`.
+
+Reads FOLDER/job.json (data, teacher, settings; FOLDER/alone.pt is the checkpoint of a run that one
+process began), writes FOLDER/<rank>.pt: for every kind of trouble what this process ended with.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ofq_core.distributed import join_world
+from ofq_core.settings import RunSettings
+from ofq_core.training import TrainingError
+from pipelines.training import Inputs
+from tests.training.doubled import doubled_trainer, outcome
+
+
+class CutOffError(Exception):
+    """As if all processes were killed at once."""
+
+
+def cut_off(event):
+    if (event.epoch, event.step) == (1, 2):
+        raise CutOffError
+
+
+def main(folder):
+    job = json.loads((folder / "job.json").read_text())
+    inputs = Inputs(Path(job["data"]), Path(job["teacher"]))
+    settings = RunSettings(**job["settings"])
+    found = {}
+    with join_world() as world:
+        mine = world.rank == 1
+
+        def trainer(name, **options):
+            return doubled_trainer(settings, inputs, folder / f"{name}.pt", world, **options)
+
+        # Images of process 1 are not numbers in the ninth step.
+        broken = trainer("broken")
+        batches = broken.data.train_batches
+
+        def spoilt(recipe, seed, epoch, first, *where):
+            for step, batch in enumerate(batches(recipe, seed, epoch, first, *where), first):
+                images = batch.images * (float("nan") if mine and (epoch, step) == (1, 2) else 1.0)
+                yield replace(batch, images=images)
+
+        broken.data.train_batches = spoilt
+        try:
+            broken.run()
+        except TrainingError as error:
+            found["broken"] = str(error)
+        world.wait()
+
+        # The device of process 1 holds four images.
+        log = []
+        crowded = trainer("crowded", log=log.append)
+        losses = crowded.gradients._losses
+
+        def too_many(model, images, targets):
+            if mine and len(images) > 4:
+                raise torch.OutOfMemoryError("by the test")
+            return losses(model, images, targets)
+
+        crowded.gradients._losses = too_many
+        crowded.run()
+        found["crowded"] = {
+            **outcome(crowded),
+            "log": log,
+            "pieces": crowded.gradients.pieces,
+            "steps": len(crowded.data.seen),
+        }
+
+        # Each process has met an image of its own that it cannot read, and both a third one.
+        unread = trainer("unread")
+        unread.data.unreadable = lambda: ["both.png", f"{world.rank}.png"]
+        unread.run()
+        progress = unread.progress
+        found["unread"] = progress.unreadable, [r["unreadable_images"] for r in progress.history]
+
+        going_on = trainer("alone")
+        going_on.run()
+        found["going on"] = {**outcome(going_on), "steps": len(going_on.data.seen)}
+        try:
+            trainer("together", observe=cut_off).run()
+        except CutOffError:
+            world.wait()
+        torch.save(found, folder / f"{world.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

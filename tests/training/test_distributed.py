@@ -1,0 +1,172 @@
+"""Processes that train together: who they are, and trouble that only one of them has."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ofq_core import checkpoints
+from ofq_core.distributed import World, join_world
+from ofq_core.errors import SettingsError
+from pipelines.training import Inputs
+from tests.training.doubled import doubled_trainer, outcome
+from tests.training.shared_troubles import CutOffError, cut_off
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OFQ_DEVICE", "OFQ_MICRO_BATCH")
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    def join(**environment):
+        for name in NAMES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with join_world() as world:
+            return world
+
+    return join
+
+
+def test_alone(joined):
+    """Without a launcher there is one process, which does what the main one does."""
+    world = joined(OFQ_DEVICE="cpu")
+    assert world == World()
+    assert world.main
+    assert (world.told("a"), world.gathered(3)) == ("a", [3])
+    assert torch.equal(world.total(torch.tensor([2, 5])), torch.tensor([2, 5]))
+    world.wait()
+
+
+def test_most_images_of_a_forward(joined):
+    assert joined(OFQ_MICRO_BATCH="24").micro_batch == 24
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"OFQ_DEVICE": "gpu"}, "OFQ_DEVICE = 'gpu': expected cpu or cuda"),
+        ({"OFQ_MICRO_BATCH": "0"}, "OFQ_MICRO_BATCH = '0': expected a whole number, at least 1"),
+        ({"OFQ_MICRO_BATCH": "8.5"}, "OFQ_MICRO_BATCH = '8.5': expected a whole number"),
+        ({"OFQ_MICRO_BATCH": "²"}, "OFQ_MICRO_BATCH = '²': expected a whole number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two': expected a whole number, at least 1"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK = 2: expected a number below WORLD_SIZE = 2"),
+    ],
+)
+def test_values_that_cannot_be(environment, message, joined):
+    with pytest.raises(SettingsError) as error:
+        joined(**environment)
+    assert str(error.value).startswith(message)
+
+
+def test_cuda_that_is_not_there(joined, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="torch finds no CUDA device here: set cpu"):
+        joined(OFQ_DEVICE="cuda")
+    assert joined().device == torch.device("cpu")
+
+
+def test_more_processes_than_cuda_devices(joined, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SettingsError, match=r"process 2 .* start at most 2 .*OFQ_PROCESSES"):
+        joined(WORLD_SIZE="3", RANK="2", LOCAL_RANK="2")
+
+
+@pytest.fixture(scope="module")
+def inputs(digits, teacher_file):
+    return Inputs(digits, teacher_file)
+
+
+@pytest.fixture(scope="module")
+def settings(micro):
+    """A checkpoint after every step."""
+    return micro("ofq", recipe={"checkpoint_seconds": 1e-9})
+
+
+@pytest.fixture(scope="module")
+def whole(settings, inputs, tmp_path_factory):
+    """What one process ends with that nothing disturbs."""
+    trainer = doubled_trainer(settings, inputs, tmp_path_factory.mktemp("whole") / "c.pt")
+    trainer.run()
+    return outcome(trainer)
+
+
+@pytest.fixture(scope="module")
+def troubled(settings, inputs, tmp_path_factory):
+    """The folder of two gloo processes, and what each of them ended with."""
+    folder = tmp_path_factory.mktemp("troubled")
+    with pytest.raises(CutOffError):
+        doubled_trainer(settings, inputs, folder / "alone.pt", observe=cut_off).run()
+    job = {
+        "data": str(inputs.data),
+        "teacher": str(inputs.teacher),
+        "settings": settings.model_dump(mode="json"),
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    words = ["-m", "pipelines.processes", "2", "tests.training.shared_troubles", str(folder)]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_as_whole(found, whole):
+    """In FP64; see test_split_batch.py for the scale on which weights are compared."""
+    for name, value in whole["state"].items():
+        torch.testing.assert_close(
+            found["state"][name],
+            value,
+            rtol=1e-7,
+            atol=1e-8,
+            msg=lambda text, n=name: f"{n} {text}",
+        )
+    for ours, theirs in zip(found["history"], whole["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    assert found["free"] == whole["free"]
+
+
+def test_not_a_number_in_one_process_stops_both(troubled):
+    """With the same message, which names what the other one found; the checkpoint stays good."""
+    folder, (first, second) = troubled
+    assert first["broken"] == second["broken"]
+    # The teacher sees the images first.
+    expected = "loss = nan at step 8 (epoch 1), first in teacher.patch_embed.proj;"
+    assert first["broken"].startswith(expected)
+    assert f"last good checkpoint: {folder / 'broken.pt'}" in first["broken"]
+    state = checkpoints.load(folder / "broken.pt")
+    assert (state["progress"]["epoch"], state["progress"]["running"]["steps"]) == (1, 2)
+    assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
+
+
+def test_memory_of_one_process_decides_for_both(troubled, whole):
+    """They agree before the first step, which is then taken once, and nothing else changes."""
+    for found in (result["crowded"] for result in troubled[1]):
+        assert [line.split()[4] for line in found["log"]] == ["16", "8"]
+        assert found["pieces"] == 4
+        assert found["steps"] == 18
+        assert_as_whole(found, whole)
+
+
+def test_images_that_one_process_cannot_read_count_once(troubled):
+    for result in troubled[1]:
+        assert result["unread"] == (["0.png", "1.png", "both.png"], [3, 3, 3])
+
+
+def test_two_processes_go_on_for_one(troubled, whole):
+    """In the middle of an epoch: the step that was cut off and those after it."""
+    for found in (result["going on"] for result in troubled[1]):
+        assert found["steps"] == 18 - 8
+        assert_as_whole(found, whole)
+
+
+def test_one_process_goes_on_for_two(troubled, whole, settings, inputs):
+    trainer = doubled_trainer(settings, inputs, troubled[0] / "together.pt")
+    trainer.run()
+    assert len(trainer.data.seen) == 18 - 8
+    assert_as_whole(outcome(trainer), whole)

@@ -1,10 +1,14 @@
 """Run the command of a DVC stage: `python -m slurm.run -- python -m pipelines.<stage> ...`.
 
-Every stage goes through here, so that where it runs is no concern of dvc.yaml. Without a cluster
-the command takes the place of this process, with this interpreter for `python`.
+Every stage goes through here, so that where it runs is no concern of dvc.yaml. The profile
+(OFQ_PROFILE, slurm/profiles) decides:
 
-With OFQ_PROCESSES=N in the environment a stage that trains runs in N processes on this machine,
-one per GPU; the result does not depend on it.
+- without a cluster the command takes the place of this process, with this interpreter for `python`.
+  With OFQ_PROCESSES=N in the environment a stage that trains runs in N processes on this machine,
+  one per GPU; the result does not depend on it;
+- with one, this finds the job that `python -m slurm.submit` sent for just this stage, command,
+  inputs and parameters, or sends it, waits for it and puts its outputs in place. DVC stays the
+  only writer of dvc.lock and of its cache.
 """
 
 from __future__ import annotations
@@ -17,10 +21,31 @@ TRAINING = frozenset(f"pipelines.{stage}" for stage in ("teacher", "full_precisi
 
 
 def main(argv: list[str]) -> int:
-    """Replace this process by the command after `--`; returns only when there is none."""
+    """Run the command after `--`, here or on a cluster; the exit status is the command's."""
     if not argv or argv[0] != "--" or len(argv) < 2:
         print("usage: python -m slurm.run -- COMMAND [ARGUMENT ...]", file=sys.stderr)
         return 2
+    command = argv[1:]
+    # By hand, outside DVC, there is no stage to find a job by; and importing the rest takes time.
+    stage = os.environ.get("DVC_STAGE")
+    if stage and os.environ.get("OFQ_PROFILE") != "local":
+        from slurm.errors import SlurmError
+        from slurm.profile import load_profile
+
+        try:
+            profile = load_profile()
+            if profile.executor != "in_place" and not profile.runs_here(stage):
+                from slurm.follow import follow
+
+                return follow(stage, command, profile)
+        except SlurmError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return run_here(command)
+
+
+def run_here(command: list[str]) -> int:
+    """Replace this process by the command; returns only when that cannot be."""
     processes = os.environ.get(PROCESSES, "1")
     if not processes.isascii() or not processes.isdigit() or int(processes) < 1:
         print(
@@ -28,7 +53,7 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    command = spread(argv[1:], int(processes))
+    command = spread(command, int(processes))
     program = sys.executable if command[0] == "python" else command[0]
     sys.stdout.flush()
     try:

@@ -1,0 +1,212 @@
+"""Wait for a job, show how it gets on, and bring its outputs into the workspace."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from types import FrameType
+from typing import TextIO
+
+from slurm.cluster import cancel, job_states
+from slurm.contents import copy_path
+from slurm.jobs import Job, Jobs, Record
+from slurm.launch import recover_ids
+from slurm.profile import Profile
+from slurm.states import State
+
+# Files are looked at this often; SLURM is asked less often, as the profile says.
+TICK = 0.1
+# On a network file system a result may be seen later than the end of its job.
+SETTLE_SECONDS = 5.0
+LINE_SECONDS = 30.0
+INTERRUPTED = 130
+FAILED = 1
+
+
+class InterruptedWait(Exception):  # noqa: N818 - no error
+    """Ctrl-C, or SIGTERM."""
+
+
+def attach(jobs: Jobs, job: Job, profile: Profile, stream: TextIO | None = None) -> int:
+    """Follow a job to its end.
+
+    Returns:
+        Exit status for DVC: 0 with all outputs in place, 1 when the job failed (said on stderr),
+        130 when interrupted.
+    """
+    record = job.record()
+    assert record is not None, job.path
+    shown = Display(job, sys.stderr if stream is None else stream)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        failure = _wait(jobs, job, record, profile, shown)
+    except (KeyboardInterrupt, InterruptedWait):
+        shown.end()
+        _leave(job, record, profile)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    shown.end()
+    if failure is not None:
+        (job.path / "reported").touch()
+        print(failure, file=sys.stderr, flush=True)
+        return FAILED
+    collect(jobs, job, record)
+    return 0
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise InterruptedWait
+
+
+def _wait(jobs: Jobs, job: Job, record: Record, profile: Profile, shown: Display) -> str | None:
+    """Until the job has ended: None when its outputs are complete, else what went wrong."""
+    asked, ended_at = 0.0, None
+    state = State("UNKNOWN")
+    while True:
+        if job.done() is not None:
+            return None
+        failed = job.failed()
+        if failed is not None:
+            return explain(job, record, failed["message"], failed["log"])
+        now = time.monotonic()
+        if now - asked >= profile.poll_seconds or not asked:
+            if not record.job_id:
+                record.job_id = recover_ids(jobs, job, record)
+            state = job_states(record.executor, [job], {job.name: record.job_id})[job.name]
+            asked = time.monotonic()
+            shown.update(record, state)
+            ended_at = (ended_at or now) if state.ended else None
+        if ended_at is not None and now - ended_at >= SETTLE_SECONDS:
+            return explain(job, record, _silent_end(state), None)
+        time.sleep(TICK)
+
+
+def _silent_end(state: State) -> str:
+    """Why a job ended that could not say so itself."""
+    reasons = {
+        "CANCELLED": "it was cancelled",
+        "GONE": "SLURM no longer knows it",
+        "NODE_FAIL": "its node failed, and it was not requeued",
+        "OUT_OF_MEMORY": "memory ran out: raise memory_gb in the profile",
+        "PREEMPTED": "it was preempted and not requeued: set requeue in the profile",
+        "TIMEOUT": "its time was up: raise time or signal_delay_seconds in the profile",
+        "FAILED": "killed without a word: most often memory ran out (memory_gb in the profile)",
+    }
+    return reasons.get(state.name, f"SLURM says {state.name}")
+
+
+def explain(job: Job, record: Record, message: str, lines: list[str] | None) -> str:
+    """What is shown at the prompt of a job that failed."""
+    from slurm.job import tail
+
+    if lines is None:
+        lines = tail(job)
+    text = [f"{job.stage}: job {record.job_id or '?'} failed: {message}"]
+    if lines:
+        text += ["", *(f"    {line}" for line in lines), ""]
+    launch = job.path.parents[2] / "launches" / record.launch
+    where = job.log if job.log.exists() else launch
+    text.append(f"log: {where}")
+    if not job.attempts():
+        text.append(f"It never started there; what SLURM and submitit printed is in {launch}")
+    text.append("`dvc repro` submits it again and goes on from its last checkpoint.")
+    return "\n".join(text)
+
+
+def _leave(job: Job, record: Record, profile: Profile) -> None:
+    if profile.on_interrupt == "leave" or not record.job_id:
+        print(
+            f"{job.stage}: job {record.job_id} goes on; `dvc repro` attaches to it again, "
+            f"`python -m slurm.cancel {job.stage}` ends it",
+            file=sys.stderr,
+        )
+        return
+    problem = cancel(record.executor, [record.job_id])
+    said = f"could not be cancelled: {problem}" if problem else "cancelled"
+    print(f"{job.stage}: job {record.job_id} {said}", file=sys.stderr)
+    # Ended on request: the next `dvc repro` need not report it before it starts anew.
+    (job.path / "reported").touch()
+
+
+def collect(jobs: Jobs, job: Job, record: Record) -> None:
+    """Copy the outputs into the workspace.
+
+    The job keeps its own until DVC has them: DVC may be killed before it writes dvc.lock, and
+    then asks for them again.
+    """
+    for out in record.task.outs:
+        copy_path(job.work / out, jobs.workspace / out)
+    if job.log.exists():
+        sys.stdout.write(job.log.read_text(errors="replace"))
+        sys.stdout.flush()
+    marker = jobs.root / "collected" / job.name
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
+class Display:
+    """One line on a terminal that changes; elsewhere a line when something changes."""
+
+    def __init__(self, job: Job, stream: TextIO) -> None:
+        self.job, self.stream = job, stream
+        self.terminal = stream.isatty()
+        self._said, self._at, self._width = "", 0.0, 0
+
+    def update(self, record: Record, state: State) -> None:
+        """Show where the job is."""
+        kind = f"{state.name} {state.node} {state.reason}"
+        text = f"{self.job.stage}: job {record.job_id or '?'} {describe(self.job, state)}"
+        if self.terminal:
+            self.stream.write("\r" + text.ljust(self._width))
+            self._width = len(text)
+        elif kind != self._said or time.monotonic() - self._at >= LINE_SECONDS:
+            print(text, file=self.stream)
+            self._said, self._at = kind, time.monotonic()
+        self.stream.flush()
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self.terminal and self._width:
+            self.stream.write("\n")
+            self.stream.flush()
+
+
+def describe(job: Job, state: State) -> str:
+    """State, and epoch, loss and time left from the run's own file."""
+    name = state.name.lower()
+    if state.name == "UNKNOWN":
+        name = "not known: SLURM does not answer"
+    text = name + (f" on {state.node}" if state.node else "")
+    if state.waits and state.reason:
+        text += f" ({state.reason})"
+    progress = job.progress()
+    if state.name == "RUNNING" and progress:
+        text += ", " + describe_progress(progress)
+    return text
+
+
+def describe_progress(progress: dict[str, object]) -> str:
+    """Epoch, loss, validation and time left."""
+    parts = [f"epoch {progress.get('epoch')}/{progress.get('epochs')}"]
+    loss, top1, left = (progress.get(key) for key in ("loss", "val_top1", "seconds_left"))
+    if isinstance(loss, float):
+        parts.append(f"loss {loss:.3f}")
+    if isinstance(top1, int | float):
+        parts.append(f"validation {top1:.2f} %")
+    if isinstance(left, int | float):
+        parts.append(f"{duration(left)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45 s, 12 min, 3 h 20 min or 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

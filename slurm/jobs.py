@@ -1,0 +1,258 @@
+"""What is known of a job, in files below .slurm/ of the workspace.
+
+    .slurm/jobs/<stage>/<key>/     one job: one stage with certain inputs
+        job.json                   what is to be done, and the cluster's job id
+        attempts.json              every start of it: job, node, how it ended
+        progress.json              where training stands, written by the stage
+        log.txt                    all that the stage printed, over all attempts
+        done.json | failed.json    how it ended
+        work/                      the private folder it runs in
+    .slurm/snapshots/<hash>/       tracked files as they were when jobs were submitted
+    .slurm/store/                  inputs by content
+    .slurm/launches/<id>/          submitit's files, a new folder for every submission
+
+All of it must be on a file system that the nodes share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from slurm.contents import Listing, Store, hash_of, within
+
+FOLDER = ".slurm"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    draft.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content, or None where there is no readable file."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Input:
+    """A dependency of a stage that other stages make.
+
+    files: contents that are known (workspace path -> MD5). late: outputs that jobs will make
+    (output -> folder of the job, relative to .slurm/jobs).
+    """
+
+    path: str
+    files: dict[str, str] = field(default_factory=dict)
+    late: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage with certain inputs.
+
+    code: dependencies that no stage makes, with DVC's hashes. params: values by file. inputs:
+    dependencies that stages make. For the key it is all one which of both a hash stands in.
+    """
+
+    stage: str
+    command: list[str]
+    code: dict[str, str]
+    params: dict[str, Any]
+    inputs: list[Input]
+    outs: list[str]
+
+    @property
+    def late(self) -> dict[str, str]:
+        """All outputs of other jobs that this task waits for, with the jobs' folders."""
+        return {out: job for item in self.inputs for out, job in item.late.items()}
+
+    def key(self) -> str:
+        """Hash of all that decides the result: what DVC's own run cache goes by."""
+        inputs = {
+            item.path: [item.files, item.late] if item.late else hash_of(item.files, item.path)
+            for item in self.inputs
+        }
+        content = {
+            "stage": self.stage,
+            "command": self.command,
+            "dependencies": {**self.code, **inputs},
+            "params": self.params,
+            "outs": self.outs,
+        }
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@dataclass
+class Record:
+    """job.json: a task and how it was sent off. times: Unix seconds."""
+
+    task: Task
+    workspace: str
+    snapshot: str
+    git: dict[str, Any]
+    environment: dict[str, str]
+    tasks: int = 1
+    executor: str = "slurm"
+    grace_seconds: float = 60.0
+    launch: str = ""
+    job_id: str = ""
+    submitted: float = 0.0
+
+
+class Job:
+    """The folder of one job."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def stage(self) -> str:
+        """The stage's address in DVC."""
+        return self.path.parent.name
+
+    @property
+    def name(self) -> str:
+        """The folder relative to .slurm/jobs."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def work(self) -> Path:
+        """The private folder that the stage runs in."""
+        return self.path / "work"
+
+    @property
+    def log(self) -> Path:
+        """All that the stage printed."""
+        return self.path / "log.txt"
+
+    def exists(self) -> bool:
+        """Whether it has been asked for and still has, or will have, its outputs."""
+        return (self.path / "job.json").exists() and not self.retired()
+
+    def retired(self) -> bool:
+        """Whether DVC has its outputs and this folder no longer has."""
+        return (self.path / "retired.json").exists()
+
+    def record(self) -> Record | None:
+        """What is to be done; None where the folder is no job's."""
+        raw = read_json(self.path / "job.json")
+        if not isinstance(raw, dict):
+            return None
+        task = raw.pop("task")
+        inputs = [Input(**item) for item in task.pop("inputs")]
+        return Record(task=Task(**task, inputs=inputs), **raw)
+
+    def write(self, record: Record) -> None:
+        """Write job.json."""
+        write_json(self.path / "job.json", asdict(record))
+
+    def done(self) -> dict[str, str] | None:
+        """Every file of the outputs with its MD5 once the job has succeeded, else None."""
+        value = read_json(self.path / "done.json")
+        return value["files"] if isinstance(value, dict) else None
+
+    def made(self) -> dict[str, str] | None:
+        """As `done`, but also of a job that was retired since."""
+        value = read_json(self.path / "retired.json")
+        return value["files"] if isinstance(value, dict) else self.done()
+
+    def failed(self) -> dict[str, Any] | None:
+        """How the job itself says it failed: `status`, `message`, `log`, `attempt`."""
+        value = read_json(self.path / "failed.json")
+        return value if isinstance(value, dict) else None
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every start so far."""
+        value = read_json(self.path / "attempts.json")
+        return value if isinstance(value, list) else []
+
+    def progress(self) -> dict[str, Any] | None:
+        """Where training stands."""
+        value = read_json(self.path / "progress.json")
+        return value if isinstance(value, dict) else None
+
+    def clear(self) -> None:
+        """Forget how it ended, before it is sent off again; its private folder stays."""
+        for name in ("failed.json", "reported", "done.json", "retired.json", "ready"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def forget_files(self) -> None:
+        """Remove the private folder of a job whose outputs DVC has."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        (self.path / "progress.json").unlink(missing_ok=True)
+
+
+class Jobs:
+    """All jobs of a workspace."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+        self.root = workspace / FOLDER
+        self.folder = self.root / "jobs"
+        self.store = Store(self.root / "store")
+
+    def job(self, stage: str, key: str) -> Job:
+        """The job of a task, asked for or not."""
+        return Job(self.folder / stage / key)
+
+    def named(self, name: str) -> Job:
+        """A job by its folder relative to .slurm/jobs."""
+        return Job(self.folder / name)
+
+    def of_stage(self, stage: str) -> list[Job]:
+        """All jobs of a stage, the latest first, retired ones included."""
+        found = [Job(path.parent) for path in (self.folder / stage).glob("*/job.json")]
+        return sorted(found, key=lambda job: (job.path / "job.json").stat().st_mtime, reverse=True)
+
+    def __iter__(self) -> Iterator[Job]:
+        for path in sorted(self.folder.glob("*/*/job.json")):
+            yield Job(path.parent)
+
+    def find(self, task: Task) -> Job | None:
+        """The job that does, or has done, just this, or None.
+
+        A job whose inputs were to come from other jobs is this one when what they made is what
+        the task takes.
+        """
+        exact = self.job(task.stage, task.key())
+        if exact.exists():
+            return exact
+        for job in self.of_stage(task.stage):
+            record = job.record()
+            if job.exists() and record is not None and record.task.late:
+                settled = self.settle(record.task)
+                if settled is not None and settled.key() == task.key():
+                    return job
+        return None
+
+    def settle(self, task: Task) -> Task | None:
+        """The task with the contents of its late inputs; None while a job has not made them."""
+        inputs = []
+        for item in task.inputs:
+            files = dict(item.files)
+            for out, name in item.late.items():
+                made = self.named(name).made()
+                if made is None:
+                    return None
+                files.update(within(made, out))
+            inputs.append(Input(item.path, within(files, item.path)))
+        return replace(task, inputs=inputs)
+
+
+def listing_of(inputs: list[Input]) -> Listing:
+    """All known contents of some inputs."""
+    return {name: md5 for item in inputs for name, md5 in item.files.items()}

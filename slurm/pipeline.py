@@ -1,0 +1,372 @@
+"""The stages of dvc.yaml: which have changed, what they need, what would make them anew.
+
+DVC itself decides (`dvc repro` asks it again); here its answers are foreseen for stages whose
+inputs do not exist yet, so that all of them can be sent to a cluster at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dvc.dependency import ParamsDependency
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.meta import Meta
+
+from slurm.contents import hash_of, list_path, overlap, within
+from slurm.errors import SlurmError
+from slurm.jobs import Input, Jobs, Task
+
+RUNNER = ["python", "-m", "slurm.run", "--"]
+
+
+@dataclass
+class Made:
+    """What a stage's outputs hold, or will: known files, or the job that makes them.
+
+    job: folder of the job relative to .slurm/jobs. Neither: nobody knows before `dvc repro` runs.
+    """
+
+    files: dict[str, str] | None = None
+    job: str | None = None
+
+
+@dataclass
+class Plan:
+    """What there is to do for some targets.
+
+    tasks: stages that need a job, upstream first. cached: changed, but DVC's run cache has the
+    result. blocked: changed, but they depend on stages that no job makes.
+    """
+
+    tasks: list[Task] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+    blocked: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+
+
+class Outputs:
+    """Outputs of stages, found by paths above, at and below them."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Made] = {}
+        self._below: dict[str, list[str]] = {}
+
+    def add(self, out: str, made: Made) -> None:
+        """Take in one output."""
+        self._made[out] = made
+        for parent in PurePosixPath(out).parents:
+            self._below.setdefault(parent.as_posix(), []).append(out)
+
+    def add_all(self, outs: Iterable[str], made: Made) -> None:
+        """Take in the outputs of a stage."""
+        for out in outs:
+            self.add(out, made)
+
+    def sources(self, path: str) -> dict[str, Made]:
+        """The outputs that are, hold or are inside a path."""
+        names = [path, *(parent.as_posix() for parent in PurePosixPath(path).parents)]
+        found = [name for name in names if name in self._made] + self._below.get(path, [])
+        return {name: self._made[name] for name in found}
+
+
+class Pipeline:
+    """The DVC repository of a workspace.
+
+    Raises:
+        SlurmError: there is none, or dvc.yaml is wrong.
+    """
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+        try:
+            self.repo = Repo(str(workspace))
+        except DvcException as error:
+            raise SlurmError(f"{workspace}: {error}") from error
+        self.jobs = Jobs(workspace)
+        self._code: dict[str, Any] = {}
+        self._params: dict[str, Any] = {}
+
+    @cached_property
+    def cache(self) -> Path:
+        """Folder of DVC's cache of files."""
+        return Path(self.repo.cache.local.path)
+
+    def cached(self, md5: str) -> Path:
+        """Where DVC's cache has a content, or would."""
+        return self.cache / md5[:2] / md5[2:]
+
+    def stages(self, targets: Iterable[str] = ()) -> list[Any]:
+        """The stages that `dvc repro` would look at, upstream first.
+
+        Raises:
+            SlurmError: a target is unknown, or dvc.yaml is wrong.
+        """
+        from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+        try:
+            wanted = collect_stages(self.repo, list(targets) or ["dvc.yaml"])
+            steps = plan_repro(get_active_graph(self.repo.index.graph), wanted)
+        except DvcException as error:
+            raise SlurmError(str(error)) from error
+        return [stage for stage in steps if stage.cmd]
+
+    def stage(self, address: str) -> Any:
+        """One stage by its address."""
+        try:
+            return self.repo.stage.load_one(name=address)
+        except DvcException as error:
+            raise SlurmError(str(error)) from error
+
+    # What a stage takes
+
+    def code_hash(self, dependency: Any) -> str:
+        """DVC's hash of a dependency that no stage makes."""
+        if dependency.def_path not in self._code:
+            if not dependency.exists:
+                raise SlurmError(f"{dependency.stage.addressing} needs {dependency}, not found")
+            self._code[dependency.def_path] = dependency.get_hash()
+        return str(self._code[dependency.def_path].value)
+
+    def param_values(self, dependency: Any) -> dict[str, Any]:
+        """The values a stage reads of a parameter file."""
+        from dvc.utils.serialize import load_path
+
+        path = dependency.fs_path
+        if path not in self._params:
+            self._params[path] = load_path(path, self.repo.fs)
+        everything = self._params[path]
+        if not dependency.params:
+            return dict(everything)
+        values = {}
+        for key in dependency.params:
+            value: Any = everything
+            for word in key.split("."):
+                if not isinstance(value, dict) or word not in value:
+                    raise SlurmError(
+                        f"{dependency.def_path} has no {key}, which stage "
+                        f"{dependency.stage.addressing} reads"
+                    )
+                value = value[word]
+            values[key] = value
+        return values
+
+    def task_now(self, stage: Any) -> Task | None:
+        """The task of a stage whose dependencies are all there, by its key alone: without the
+        files behind the hashes. None where the stage does not go through slurm.run."""
+        command = inner_command(stage)
+        if command is None:
+            return None
+        code, params = {}, {}
+        for dependency in stage.deps:
+            if isinstance(dependency, ParamsDependency):
+                params[dependency.def_path] = self.param_values(dependency)
+            else:
+                code[dependency.def_path] = self.code_hash(dependency)
+        return Task(stage.addressing, command, code, params, [], _outs(stage))
+
+    def with_inputs(self, task: Task) -> Task:
+        """The same task with the files of what other stages make, as they are now."""
+        index = Outputs()
+        for stage in self.repo.index.stages:
+            for out in stage.outs:
+                index.add(out.def_path, Made())
+        made = [path for path in task.code if index.sources(path)]
+        code = {path: md5 for path, md5 in task.code.items() if path not in made}
+        inputs = [Input(path, list_path(self.workspace, path)) for path in made]
+        return replace(task, code=code, inputs=inputs)
+
+    # What has changed
+
+    def plan(self, targets: Iterable[str] = ()) -> Plan:
+        """What `dvc repro` of the targets would run, with inputs foreseen."""
+        plan = Plan()
+        made = Outputs()
+        for stage in self.stages(targets):
+            task, blocked = self._foresee(stage, made)
+            outs = _outs(stage)
+            if blocked or task is None:
+                (plan.blocked if blocked or self._changed(stage, None) else plan.unchanged).append(
+                    stage.addressing
+                )
+                known = None if blocked else self._listing(stage.outs)
+                made.add_all(outs, Made(known))
+                continue
+            files = None if task.late else self._finished(stage, task)
+            if files is not None:
+                changed = self._changed(stage, task)
+                (plan.cached if changed else plan.unchanged).append(task.stage)
+                made.add_all(outs, Made(files))
+                continue
+            job = self.jobs.find(task) or self.jobs.job(task.stage, task.key())
+            plan.tasks.append(task)
+            done = job.done()
+            made.add_all(outs, Made(done, None if done else job.name))
+        return plan
+
+    def _foresee(self, stage: Any, made: Outputs) -> tuple[Task | None, bool]:
+        """The task of a stage after everything before it; whether that cannot be known."""
+        command = inner_command(stage)
+        code: dict[str, str] = {}
+        params: dict[str, Any] = {}
+        inputs: list[Input] = []
+        for dependency in stage.deps:
+            path = dependency.def_path
+            if isinstance(dependency, ParamsDependency):
+                params[path] = self.param_values(dependency)
+                continue
+            sources = made.sources(path)
+            if not sources:
+                code[path] = self.code_hash(dependency)
+                continue
+            if any(source.files is None and source.job is None for source in sources.values()):
+                return None, True
+            inputs.append(self._input(path, sources))
+        if command is None:
+            return None, False
+        return Task(stage.addressing, command, code, params, inputs, _outs(stage)), False
+
+    def _input(self, path: str, sources: dict[str, Made]) -> Input:
+        # In a folder that several stages fill, what none of them makes counts for DVC, too.
+        files = {
+            name: md5
+            for name, md5 in self._leftovers(path, tuple(sources)).items()
+            if not any(within({name: md5}, out) for out in sources)
+        }
+        late = {}
+        for out, source in sources.items():
+            if source.files is not None:
+                files.update(within(within(source.files, out), path))
+            elif source.job is not None:
+                late[out] = source.job
+        return Input(path, files, late)
+
+    def _leftovers(self, path: str, outs: tuple[str, ...]) -> dict[str, str]:
+        """Files at `path` in the workspace that no stage makes."""
+        if any(path == out or path.startswith(out + "/") for out in outs):
+            return {}
+        found: dict[str, str] = {}
+        for entry in sorted((self.workspace / path).glob("*")):
+            name = entry.relative_to(self.workspace).as_posix()
+            if not any(overlap(name, out) for out in outs):
+                found.update(list_path(self.workspace, name))
+        return found
+
+    def _changed(self, stage: Any, task: Task | None) -> bool:
+        """Whether `dvc repro` would run or restore the stage."""
+        if stage.cmd_changed or stage.always_changed:
+            return True
+        for dependency in stage.deps:
+            recorded = dependency.hash_info.value
+            if isinstance(dependency, ParamsDependency):
+                if recorded != self.param_values(dependency):
+                    return True
+            elif task is None:
+                if dependency.changed_checksum():
+                    return True
+            elif recorded != _hash_in(task, dependency.def_path):
+                return True
+        return any(out.changed_checksum() if out.exists else True for out in stage.outs)
+
+    def _finished(self, stage: Any, task: Task) -> dict[str, str] | None:
+        """Contents of the outputs where DVC need not run the stage: as recorded, or cached."""
+        if self._changed(stage, task):
+            return self._run_cached(stage, task)
+        listing = self._listing(stage.outs)
+        if listing is None:
+            # Never committed to the cache, or removed from it.
+            listing = {}
+            for out in stage.outs:
+                listing.update(list_path(self.workspace, out.def_path))
+        return listing
+
+    def _listing(self, outs: Iterable[Any]) -> dict[str, str] | None:
+        """Files of outputs by the hashes DVC knows; None when it does not."""
+        files: dict[str, str] = {}
+        for out in outs:
+            value = out.hash_info.value
+            if value is None:
+                return None
+            if not value.endswith(".dir"):
+                files[out.def_path] = value
+                continue
+            try:
+                rows = json.loads(self.cached(value).read_text())
+            except (OSError, ValueError):
+                return None
+            files.update({f"{out.def_path}/{row['relpath']}": row["md5"] for row in rows})
+        return files
+
+    def _run_cached(self, stage: Any, task: Task) -> dict[str, str] | None:
+        """Contents of the outputs that DVC's run cache has for this task."""
+        for dependency in stage.deps:
+            if isinstance(dependency, ParamsDependency):
+                dependency.fill_values(task.params[dependency.def_path])
+            else:
+                dependency.hash_info = HashInfo("md5", _hash_in(task, dependency.def_path))
+                dependency.meta = Meta()
+        try:
+            cache = self.repo.stage_cache
+            found = cache._load(stage)
+            if not found:
+                return None
+            restored = cache._create_stage(found, wdir=stage.wdir)
+        except (DvcException, AssertionError, OSError):
+            return None
+        files = self._listing(restored.outs)
+        if files is None or not all(self.cached(md5).is_file() for md5 in files.values()):
+            return None
+        return files
+
+    def keep(self, task: Task) -> None:
+        """Put the known inputs of a task into the store of .slurm.
+
+        Raises:
+            SlurmError: neither DVC's cache nor the workspace nor a job has one of them.
+        """
+        for item in task.inputs:
+            for name, md5 in item.files.items():
+                if not self.jobs.store.keep(md5, self._sources(name, md5)):
+                    raise SlurmError(
+                        f"{task.stage} needs {name} as {md5}, which neither DVC's cache nor the "
+                        "workspace has: run `dvc repro` of the stage that makes it"
+                    )
+
+    def _sources(self, name: str, md5: str) -> Iterator[Path]:
+        """Where a content may be, the most likely place first."""
+        yield self.cached(md5)
+        yield self.workspace / name
+        for stage in self.repo.index.stages:
+            if any(within({name: md5}, out.def_path) for out in stage.outs):
+                for job in self.jobs.of_stage(stage.addressing):
+                    if (job.done() or {}).get(name) == md5:
+                        yield job.work / name
+
+
+def inner_command(stage: Any) -> list[str] | None:
+    """What stands behind `python -m slurm.run --` in a stage's command; None without that."""
+    if not isinstance(stage.cmd, str):
+        return None
+    words = shlex.split(stage.cmd)
+    return words[len(RUNNER) :] if words[: len(RUNNER)] == RUNNER else None
+
+
+def _outs(stage: Any) -> list[str]:
+    return sorted(out.def_path for out in stage.outs)
+
+
+def _hash_in(task: Task, path: str) -> str | None:
+    """DVC's hash of a dependency of a task without late inputs."""
+    if path in task.code:
+        return task.code[path]
+    for item in task.inputs:
+        if item.path == path:
+            return hash_of(item.files, path)
+    return None

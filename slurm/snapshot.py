@@ -1,0 +1,115 @@
+"""The tracked files as they are now, kept for jobs that run later."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from slurm.errors import SlurmError
+
+
+def git(workspace: Path, *words: str) -> str:
+    """What a git command prints.
+
+    Raises:
+        SlurmError: the folder is no git repository, or git is missing.
+    """
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=workspace, capture_output=True, text=True, check=True
+        )
+    except FileNotFoundError as error:
+        raise SlurmError("git is not installed; jobs run on a copy of the tracked files") from error
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip() or f"exit status {error.returncode}"
+        raise SlurmError(f"git {words[0]} in {workspace}: {reason}") from error
+    return done.stdout
+
+
+def describe_git(workspace: Path) -> dict[str, Any]:
+    """Commit (None before the first one), and whether tracked files differ from it."""
+    try:
+        commit: str | None = git(workspace, "rev-parse", "HEAD").strip()
+    except SlurmError:
+        commit = None
+    words = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    return {"commit": commit, "dirty": bool(git(workspace, *words).strip())}
+
+
+def tracked_files(workspace: Path, code: Iterable[str]) -> list[str]:
+    """Tracked files that exist, and new ones below the stages' code that git does not ignore.
+
+    A new module counts for DVC before it is added to git, so jobs must see it as well.
+    """
+    listed = git(workspace, "ls-files", "-z").split("\0")
+    places = [path for path in sorted(set(code)) if (workspace / path).exists()]
+    if places:
+        words = ("ls-files", "-z", "--others", "--exclude-standard", "--")
+        listed += git(workspace, *words, *places).split("\0")
+    # A submodule or a link to a folder is no file; a deleted file is still listed.
+    return sorted({name for name in listed if name and (workspace / name).is_file()})
+
+
+def take_snapshot(workspace: Path, folder: Path, code: Iterable[str]) -> str:
+    """Copy the tracked files to `folder`/<hash> unless just these are there already.
+
+    Returns:
+        The hash.
+    """
+    names = tracked_files(workspace, code)
+    digest = hashlib.sha256()
+    for name in names:
+        path = workspace / name
+        mode = path.stat().st_mode & 0o111
+        content = path.read_bytes()
+        digest.update(f"{name}\0{mode}\0{len(content)}\0".encode() + content)
+    key = digest.hexdigest()[:20]
+    target = folder / key
+    if target.exists():
+        # Garbage collection goes by the last use.
+        os.utime(target)
+        return key
+    draft = folder / f".{key}.{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    for name in names:
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(workspace / name, draft / name)
+    try:
+        draft.replace(target)
+    except OSError:
+        if not target.exists():
+            raise
+        shutil.rmtree(draft)
+    return key
+
+
+def lay_out(snapshot: Path, work: Path, own: Iterable[str]) -> None:
+    """Make `work` look like the snapshot, by links, with real folders round the paths `own`.
+
+    What is in `work` and in no snapshot stays: a checkpoint of an earlier attempt.
+    """
+    real = {parent.as_posix() for path in own for parent in Path(path).parents}
+    _link_folder(snapshot, work, "", real, {Path(path).as_posix() for path in own})
+
+
+def _link_folder(snapshot: Path, work: Path, place: str, real: set[str], own: set[str]) -> None:
+    (work / place).mkdir(parents=True, exist_ok=True)
+    here = snapshot / place
+    names = sorted(os.listdir(here)) if here.is_dir() else []
+    for name in names:
+        path = f"{place}/{name}" if place else name
+        if path in own:
+            continue
+        target = work / path
+        if path in real:
+            if target.is_symlink():
+                target.unlink()
+            _link_folder(snapshot, work, path, real, own)
+        elif target.is_symlink() or not target.exists():
+            target.unlink(missing_ok=True)
+            target.symlink_to(here / name)

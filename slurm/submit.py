@@ -1,0 +1,316 @@
+"""Send every changed stage to the cluster, ahead of `dvc repro`, which then attaches to the jobs:
+
+    python -m slurm.submit [TARGET ...] [--profile NAME] [--dry-run]
+
+Stages that want the same of the cluster and wait for the same jobs go out as one array. Stages
+whose inputs other stages still have to make wait for those stages' jobs (afterok); where one fails,
+SLURM cancels what depends on it. What has a job already gets no second one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slurm import garbage
+from slurm.cluster import job_states
+from slurm.contents import list_path
+from slurm.errors import SlurmError, command_main
+from slurm.jobs import Job, Jobs, Record, Task, read_json, write_json
+from slurm.launch import check_accepted, check_shared, grace_seconds, recover_ids, send
+from slurm.pipeline import Pipeline, Plan
+from slurm.profile import Profile, Resources, load_profile
+from slurm.show import table
+from slurm.snapshot import describe_git, take_snapshot
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Batch:
+    """Jobs that go out as one array. after: jobs that they wait for, by name."""
+
+    resources: Resources
+    after: frozenset[str]
+    tasks: list[Task]
+    ids: list[str]
+
+
+@contextmanager
+def locked(jobs: Jobs) -> Iterator[None]:
+    """One process at a time submits jobs of a workspace."""
+    from filelock import FileLock, Timeout
+
+    jobs.root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(jobs.root / "lock", timeout=300):
+            yield
+    except Timeout as error:
+        raise SlurmError(
+            f"{jobs.root / 'lock'}: another process has been submitting for 5 min"
+        ) from error
+
+
+def alive(jobs: Jobs, job: Job | None) -> bool:
+    """Whether a job was asked for and waits, runs or has succeeded."""
+    record = None if job is None else job.record()
+    if job is None or record is None or job.failed() is not None:
+        return False
+    if job.done() is not None:
+        return True
+    if not record.job_id:
+        record.job_id = recover_ids(jobs, job, record)
+        job.write(record)
+    state = job_states(record.executor, [job], {job.name: record.job_id})[job.name]
+    # A controller that does not answer is no reason to run anything twice.
+    return not state.ended
+
+
+def make_record(
+    jobs: Jobs, task: Task, profile: Profile, snapshot: str, git: dict[str, Any]
+) -> Record:
+    """How a task is to be run."""
+    resources = profile.resources_of(task.stage)
+    return Record(
+        task=task,
+        workspace=str(jobs.workspace),
+        snapshot=snapshot,
+        git=git,
+        environment={**profile.environment, "OFQ_WORKERS": str(resources.workers)},
+        tasks=resources.tasks,
+        executor=profile.executor,
+        grace_seconds=grace_seconds(profile),
+    )
+
+
+def group(tasks: Iterable[Task], profile: Profile) -> list[Batch]:
+    """Arrays of tasks with the same resources that wait for the same jobs, in order."""
+    batches: dict[tuple[str, frozenset[str]], Batch] = {}
+    full: list[Batch] = []
+    for task in tasks:
+        resources, after = profile.resources_of(task.stage), frozenset(task.late.values())
+        key = (resources.model_dump_json(), after)
+        batch = batches.get(key)
+        if batch is not None and len(batch.tasks) == profile.max_array_size:
+            full.append(batches.pop(key))
+            batch = None
+        if batch is None:
+            batches[key] = batch = Batch(resources, after, [], [])
+        batch.tasks.append(task)
+    return [*full, *batches.values()]
+
+
+def submit(pipeline: Pipeline, tasks: list[Task], profile: Profile) -> list[Batch]:
+    """Submit tasks that have no job; they may depend on each other, upstream first.
+
+    Raises:
+        SlurmError: an input is nowhere, or the cluster refuses.
+    """
+    jobs = pipeline.jobs
+    code = {path for task in tasks for path in task.code}
+    snapshot = take_snapshot(jobs.workspace, jobs.root / "snapshots", code)
+    git = describe_git(jobs.workspace)
+    for task in tasks:
+        pipeline.keep(task)
+    waiting, sent = group(tasks, profile), []
+    ours = {jobs.job(task.stage, task.key()).name for task in tasks}
+    while waiting:
+        # Every job of a batch waits for the same ones, so some batch can always go.
+        batch = next(b for b in waiting if not b.after & ours)
+        waiting.remove(batch)
+        pairs = []
+        for task in batch.tasks:
+            job = jobs.job(task.stage, task.key())
+            pairs.append((job, make_record(jobs, task, profile, snapshot, git)))
+            garbage.mark_needed(jobs, job, task)
+        batch.ids = send(jobs, pairs, profile, batch.resources, after_ids(jobs, batch.after))
+        ours -= {job.name for job, _ in pairs}
+        sent.append(batch)
+    return sent
+
+
+def after_ids(jobs: Jobs, names: Iterable[str]) -> list[str]:
+    """Ids of jobs to wait for; one id for an array all of which is waited for."""
+    by_launch: dict[str, list[str]] = {}
+    for name in names:
+        record = jobs.named(name).record()
+        if record is not None and jobs.named(name).done() is None:
+            by_launch.setdefault(record.launch, []).append(record.job_id)
+    ids = []
+    for launch, members in sorted(by_launch.items()):
+        launched = read_json(jobs.root / "launches" / launch / "launch.json")
+        whole = isinstance(launched, dict) and len(launched["jobs"]) == len(members) > 1
+        ids += [members[0].partition("_")[0]] if whole else sorted(members)
+    return ids
+
+
+def run_here(pipeline: Pipeline, profile: Profile, targets: list[str], say: Say) -> Plan:
+    """The plan, after changed stages that the profile wants to run at once have run.
+
+    They run in a private folder; `dvc repro` runs them again, in the workspace. They are quick, and
+    what they make decides what else has changed.
+
+    Raises:
+        SlurmError: one failed.
+    """
+    jobs = pipeline.jobs
+    while True:
+        plan = pipeline.plan(targets)
+        ready = [
+            task
+            for task in plan.tasks
+            if profile.runs_here(task.stage)
+            and not task.late
+            and jobs.job(task.stage, task.key()).done() is None
+        ]
+        if not ready:
+            return plan
+        for task in ready:
+            say(f"{task.stage}: running here")
+            execute_here(pipeline, task, profile)
+
+
+def execute_here(pipeline: Pipeline, task: Task, profile: Profile) -> None:
+    """Run one stage in its job's folder, in this process's environment."""
+    from slurm.job import stage_inputs
+
+    jobs = pipeline.jobs
+    pipeline.keep(task)
+    snapshot = take_snapshot(jobs.workspace, jobs.root / "snapshots", task.code)
+    job = jobs.job(task.stage, task.key())
+    record = make_record(jobs, task, profile, snapshot, describe_git(jobs.workspace))
+    record.executor = "here"
+    stage_inputs(job, record)
+    words = [sys.executable, *task.command[1:]] if task.command[0] == "python" else task.command
+    told = {
+        "PYTHONPATH": str(job.work),
+        "DVC_STAGE": task.stage,
+        "OFQ_PROFILE": "local",
+        "OFQ_WORKSPACE": str(jobs.workspace),
+    }
+    done = subprocess.run(
+        words, cwd=job.work, env=os.environ | told, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        job.forget_files()
+        said = (done.stderr or done.stdout).strip()
+        raise SlurmError(f"{task.stage} failed, nothing was submitted\n{said}")
+    files: dict[str, str] = {}
+    for out in task.outs:
+        files.update(list_path(job.work, out))
+    job.write(record)
+    write_json(job.path / "done.json", {"files": files})
+
+
+def main(argv: list[str]) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m slurm.submit")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="as for dvc repro")
+    parser.add_argument("--profile", help="of slurm/profiles (default: $OFQ_PROFILE)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be submitted")
+    arguments = parser.parse_args(argv)
+    profile = load_profile(arguments.profile)
+    if profile.executor == "in_place":
+        raise SlurmError(
+            f"profile {profile.name} has no cluster (executor in_place): just run `dvc repro`, or "
+            "name another profile (--profile, OFQ_PROFILE)"
+        )
+    pipeline = Pipeline(find_root())
+    jobs = pipeline.jobs
+    with locked(jobs):
+        plan = run_here(pipeline, profile, arguments.targets, print)
+        living = [task for task in plan.tasks if alive(jobs, jobs.find(task))]
+        wanted = [task for task in plan.tasks if task not in living]
+        if profile.executor != "slurm":
+            # submitit's local executors know no dependencies between jobs.
+            wanted = [task for task in wanted if not task.late]
+        if not arguments.dry_run and wanted:
+            check(jobs, wanted, profile)
+            submit(pipeline, wanted, profile)
+            garbage.collect(pipeline)
+    report(jobs, plan, wanted, profile, arguments.dry_run)
+    return 0
+
+
+def check(jobs: Jobs, tasks: list[Task], profile: Profile) -> None:
+    """Find out what would go wrong before anything is submitted.
+
+    Raises:
+        SlurmError: SLURM refuses the resources, or nodes do not see the workspace.
+    """
+    if profile.executor != "slurm":
+        return
+    wanted = {task.stage.partition("@")[0]: profile.resources_of(task.stage) for task in tasks}
+    check_accepted(profile, wanted)
+    for resources in {r.partition: r for r in wanted.values()}.values():
+        remark = check_shared(jobs, profile, resources)
+        if remark:
+            print(remark, file=sys.stderr)
+
+
+def report(jobs: Jobs, plan: Plan, sent: list[Task], profile: Profile, dry: bool) -> None:
+    """Print the plan: a row per stage and kind of job."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for task in plan.tasks:
+        job = jobs.find(task) or jobs.job(task.stage, task.key())
+        record = job.record()
+        job_id = record.job_id.partition("_")[0] if record else ""
+        verb = "would be submitted" if dry else "submitted"
+        state = verb if task in sent else "done" if job.done() is not None else "has a job"
+        if task not in sent and record is None:
+            state = "later"
+        stage = task.stage.partition("@")[0]
+        after = sorted({name.partition("/")[0].partition("@")[0] for name in task.late.values()})
+        asked = describe(profile.resources_of(task.stage))
+        rows.setdefault((stage, job_id, asked, ", ".join(after), state), []).append(task.stage)
+    cells = [
+        (stage, str(len(members)), job_id, asked, after, state)
+        for (stage, job_id, asked, after, state), members in rows.items()
+    ]
+    if cells:
+        print(table(("stage", "jobs", "id", "resources of a job", "after", ""), cells))
+    for what, names in (
+        ("from the run cache", plan.cached),
+        ("not before its inputs exist", plan.blocked),
+    ):
+        if names:
+            print(f"{what}: {', '.join(names)}")
+    if not plan.tasks:
+        print("nothing to submit: everything is up to date or in the run cache")
+    elif not dry:
+        print("`dvc repro` attaches to the jobs; `python -m slurm.status` shows them")
+
+
+def describe(resources: Resources) -> str:
+    """Resources in a few words."""
+    words = [resources.partition or "default partition"]
+    if resources.nodes > 1:
+        words.append(f"{resources.nodes} nodes")
+    if resources.gpus_per_node:
+        words.append(f"{resources.gpus_per_node} GPUs")
+    words += [f"{resources.tasks} x {resources.cpus} CPUs", f"{resources.memory_gb:g} GB"]
+    return ", ".join([*words, resources.time])
+
+
+def find_root() -> Path:
+    """The workspace: the folder with dvc.yaml that holds the current one.
+
+    Raises:
+        SlurmError: there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise SlurmError(f"{here}: no dvc.yaml here or above; run from a clone of the repository")
+
+
+if __name__ == "__main__":
+    command_main(main, sys.argv[1:])

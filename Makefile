@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro show test lint types coverage golden reference params lock ui clean
+.PHONY: help setup repro show test test-slurm lint types coverage golden reference params lock ui clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED) ## Create .venv and install the pinned packages
 
@@ -33,6 +33,10 @@ show: $(INSTALLED) ## Show the table of the last run and where its files are
 
 test: $(INSTALLED) ## Run the whole test suite
 	@python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+test-slurm: $(INSTALLED) ## Run the tests on a real SLURM (root)
+	@tests/slurm/cluster.sh up
+	@python -m pytest -m slurm -n 0 tests/slurm
 
 lint: $(INSTALLED) ## Check style and formatting
 	@ruff check . && ruff format --check .

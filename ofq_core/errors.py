@@ -19,3 +19,7 @@ class ModelError(OFQError):
 
 class CheckpointError(OFQError):
     """A checkpoint cannot be read, written or does not belong to this run."""
+
+
+class TrainingStopped(OFQError):  # noqa: N818 - nothing went wrong
+    """Training ended before its time because somebody asked; its checkpoint is there to go on."""

@@ -1,7 +1,13 @@
-"""What a run ran on: versions, device, commit, DVC stage, cluster job."""
+"""What a run ran on: versions, device, commit, DVC stage, cluster job.
+
+A job on a cluster runs in a folder of its own. Whoever starts it there tells by environment
+variables what cannot be seen from that folder: OFQ_GIT_COMMIT and OFQ_GIT_DIRTY (true or false) of
+the repository, and OFQ_ATTEMPTS, a JSON file with one object per attempt so far.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -33,12 +39,14 @@ def describe_environment(world: World) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": _dirty()},
+        "git": _commit(),
         "dvc": {
             "stage": os.environ.get("DVC_STAGE"),
             "experiment": os.environ.get("DVC_EXP_NAME"),
         },
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_job": _slurm_job(),
+        "node": os.environ.get("SLURMD_NODENAME") or platform.node(),
+        "attempts": _attempts(),
     }
 
 
@@ -56,6 +64,30 @@ def _cpu_name() -> str | None:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or None
+
+
+def _slurm_job() -> str | None:
+    """The number by which SLURM's commands know the job: a task of an array has two parts."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def _attempts() -> list[dict[str, Any]]:
+    path = os.environ.get("OFQ_ATTEMPTS")
+    try:
+        value = json.loads(Path(path).read_text()) if path else []
+    except (OSError, ValueError):
+        return []
+    fits = isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    return value if fits else []
+
+
+def _commit() -> dict[str, Any]:
+    told = os.environ.get("OFQ_GIT_COMMIT")
+    if told:
+        dirty = {"true": True, "false": False}.get(os.environ.get("OFQ_GIT_DIRTY", ""))
+        return {"commit": told, "dirty": dirty}
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": _dirty()}
 
 
 def _git(*arguments: str) -> str | None:

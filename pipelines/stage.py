@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from ofq_core.errors import OFQError
+from ofq_core.errors import OFQError, TrainingStopped
 
 # So long another process waits for the main one to report the same error.
 PATIENCE_SECONDS = 5.0
+# And so long to say that training has stopped: all leave at once, and whoever asked is waiting.
+STOP_PATIENCE_SECONDS = 1.0
+STOPPED = 128 + signal.SIGTERM
 
 
 def is_main() -> bool:
@@ -20,9 +24,20 @@ def is_main() -> bool:
 
 
 def stage_main(run: Callable[[list[str]], None], argv: list[str]) -> NoReturn:
-    """Run a command and exit: 0, 1 with one message on stderr, or 130 when interrupted."""
+    """Run a command and exit.
+
+    The status is 0, or 1 with one message on stderr, 130 when interrupted, 143 when training was
+    asked to stop and has left a checkpoint.
+    """
+    status = 0
     try:
         run(argv)
+    except TrainingStopped as stopped:
+        if is_main():
+            print(stopped, file=sys.stderr)
+        else:
+            time.sleep(STOP_PATIENCE_SECONDS)
+        status = STOPPED
     except OFQError as error:
         _report(str(error))
         sys.exit(1)
@@ -34,10 +49,11 @@ def stage_main(run: Callable[[list[str]], None], argv: list[str]) -> NoReturn:
         if is_main():
             print("interrupted: run the same command again to go on", file=sys.stderr)
         sys.exit(130)
-    # Taking torch apart costs a second per stage; everything is written and flushed by now.
+    # Taking torch apart costs a second per stage, and 5 s for each process that still reads images;
+    # everything is written and flushed by now.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def _report(message: str) -> None:

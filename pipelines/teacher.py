@@ -90,12 +90,13 @@ def adopt(study: StudySettings) -> None:
 def given_weights(study: StudySettings) -> nn.Module:
     """The model with the weights of `teacher.checkpoint` or `teacher.pretrained`."""
     from ofq_core import checkpoints
+    from ofq_core.data.environment import user_file
     from ofq_core.models import build_model, load_pretrained
 
     if study.teacher.pretrained is not None:
         return load_pretrained(study.model, study.teacher.pretrained)
     model = build_model(study.model, study.teacher.seed)
-    checkpoints.load_weights(model, Path(str(study.teacher.checkpoint)), "teacher")
+    checkpoints.load_weights(model, user_file(Path(str(study.teacher.checkpoint))), "teacher")
     return model
 
 

@@ -30,6 +30,7 @@ from ofq_core.training import Teacher, Trainer, make_deterministic
 from pipelines.environment import describe_environment
 from pipelines.progress import ProgressBar
 from pipelines.results import read_json, write_history, write_json, write_settings
+from pipelines.stopping import stop_on_sigterm
 
 PARTIAL = Path(".partial")
 CALIBRATION_IMAGES = 256
@@ -109,6 +110,9 @@ def train_run(
     Returns:
         A folder with student.pt, history.csv, oscillation.json, training.json, settings.yaml and
         env.json, complete; the caller moves it into place and then calls `finish`.
+
+    Raises:
+        TrainingStopped: SIGTERM came while it trained. Called again, it goes on.
     """
     world = world or World()
     log = log if world.main else _ignore
@@ -133,8 +137,10 @@ def train_run(
         checkpoints.load_weights(full, inputs.teacher, "teacher")
         teacher = Teacher(full, settings.fidelity.teacher_head, settings.fidelity.teacher_mode)
     observer = ProgressBar(f"{stage} {settings.name}") if world.main else nullcontext(_ignore)
-    with observer as observe:
-        trainer = Trainer(settings, model, teacher, data, checkpoint, observe, world, log)
+    with observer as observe, stop_on_sigterm() as asked_to_stop:
+        trainer = Trainer(
+            settings, model, teacher, data, checkpoint, observe, world, log, asked_to_stop
+        )
         trainer.run()
     result = work / "result"
     if world.main:
@@ -145,6 +151,8 @@ def train_run(
 
 def _write_result(result: Path, trainer: Trainer, inputs: Inputs, began: float) -> None:
     settings, progress = trainer.settings, trainer.progress
+    # All that is in the folder gets published: no half-written file of an attempt that was killed.
+    shutil.rmtree(result, ignore_errors=True)
     checkpoints.save(result / "student.pt", trainer.model.state_dict())
     write_history(result / "history.csv", progress.history)
     write_json(result / "oscillation.json", trainer.oscillation_layers)

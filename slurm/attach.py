@@ -9,8 +9,8 @@ from types import FrameType
 from typing import TextIO
 
 from slurm.cluster import cancel, job_states
-from slurm.contents import copy_path
-from slurm.jobs import Job, Jobs, Record
+from slurm.collect import collect
+from slurm.jobs import Job, Jobs, Record, tail
 from slurm.launch import recover_ids
 from slurm.profile import Profile
 from slurm.states import State
@@ -52,7 +52,7 @@ def attach(jobs: Jobs, job: Job, profile: Profile, stream: TextIO | None = None)
         (job.path / "reported").touch()
         print(failure, file=sys.stderr, flush=True)
         return FAILED
-    collect(jobs, job, record)
+    collect(jobs, job)
     return 0
 
 
@@ -99,8 +99,6 @@ def _silent_end(state: State) -> str:
 
 def explain(job: Job, record: Record, message: str, lines: list[str] | None) -> str:
     """What is shown at the prompt of a job that failed."""
-    from slurm.job import tail
-
     if lines is None:
         lines = tail(job)
     text = [f"{job.stage}: job {record.job_id or '?'} failed: {message}"]
@@ -128,22 +126,6 @@ def _leave(job: Job, record: Record, profile: Profile) -> None:
     print(f"{job.stage}: job {record.job_id} {said}", file=sys.stderr)
     # Ended on request: the next `dvc repro` need not report it before it starts anew.
     (job.path / "reported").touch()
-
-
-def collect(jobs: Jobs, job: Job, record: Record) -> None:
-    """Copy the outputs into the workspace.
-
-    The job keeps its own until DVC has them: DVC may be killed before it writes dvc.lock, and
-    then asks for them again.
-    """
-    for out in record.task.outs:
-        copy_path(job.work / out, jobs.workspace / out)
-    if job.log.exists():
-        sys.stdout.write(job.log.read_text(errors="replace"))
-        sys.stdout.flush()
-    marker = jobs.root / "collected" / job.name
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
 
 
 class Display:

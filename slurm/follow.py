@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 
 from slurm import garbage
 from slurm.attach import attach
+from slurm.collect import workspace_of_stage
 from slurm.errors import SlurmError
 from slurm.jobs import Job, Task
 from slurm.pipeline import Pipeline
@@ -20,8 +19,7 @@ def follow(address: str, command: list[str], profile: Profile) -> int:
     Raises:
         SlurmError: the stage is not in dvc.yaml, or the cluster refuses it.
     """
-    workspace = Path(os.environ.get("DVC_ROOT") or Path.cwd())
-    pipeline = Pipeline(workspace)
+    pipeline = Pipeline(workspace_of_stage())
     stage = pipeline.stage(address)
     task = pipeline.task_now(stage)
     if task is None or task.command != command:

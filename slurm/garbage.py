@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 from slurm.jobs import Job, Jobs, Task
-from slurm.pipeline import Pipeline
 
 KEEP_SECONDS = 14 * 24 * 3600.0
 
@@ -59,10 +58,9 @@ def retire(job: Job) -> None:
     shutil.rmtree(job.path / "needed_by", ignore_errors=True)
 
 
-def collect(pipeline: Pipeline, now: float | None = None) -> None:
+def sweep_up(jobs: Jobs, cache: Path, now: float | None = None) -> None:
     """Remove everything that no job needs: old records, snapshots, inputs and submitit's files."""
-    jobs = pipeline.jobs
-    after_commit(jobs, pipeline.cache)
+    after_commit(jobs, cache)
     now = time.time() if now is None else now
     snapshots: set[str] = set()
     launches: set[str] = set()

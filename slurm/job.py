@@ -23,12 +23,11 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
 from slurm.contents import link, list_path
-from slurm.jobs import Job, Jobs, Record, write_json
+from slurm.jobs import Job, Jobs, Record, tail, write_json
 from slurm.snapshot import lay_out
 
 # A stage that was told to stop and has saved ends with this status.
 STOPPED = (143, -signal.SIGTERM)
-TAIL_LINES = 40
 # The longest that SLURM takes, after SIGTERM, to end a job it takes the node from.
 PATIENCE_SECONDS = 600.0
 READY_SECONDS = 600.0
@@ -281,17 +280,3 @@ def _fail(job: Job, message: str, status: int | None, environment: JobEnvironmen
         lines = tail(job, rank)
         write_json(job.path / "failed.json", {"message": message, "status": status, "log": lines})
     raise StageError(message)
-
-
-def tail(job: Job, rank: int = 0) -> list[str]:
-    """The last lines that the stage printed in its last attempt."""
-    path = job.log if rank == 0 else job.path / f"log-{rank}.txt"
-    attempts = job.attempts()
-    offset = attempts[-1].get("log_offset", 0) if attempts and rank == 0 else 0
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    return text.splitlines()[-TAIL_LINES:]

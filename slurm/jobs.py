@@ -25,9 +25,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from slurm.contents import Listing, Store, hash_of, within
+from slurm.contents import Store, hash_of, within
 
 FOLDER = ".slurm"
+TAIL_LINES = 40
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -98,7 +99,11 @@ class Task:
 
 @dataclass
 class Record:
-    """job.json: a task and how it was sent off. times: Unix seconds."""
+    """job.json: a task and how it was sent off. times: Unix seconds.
+
+    seen: fingerprints of the code and of what defines the stage; cache: DVC's cache. See
+    slurm.collect.
+    """
 
     task: Task
     workspace: str
@@ -111,6 +116,8 @@ class Record:
     launch: str = ""
     job_id: str = ""
     submitted: float = 0.0
+    seen: dict[str, str] = field(default_factory=dict)
+    cache: str = ""
 
 
 class Job:
@@ -253,6 +260,15 @@ class Jobs:
         return replace(task, inputs=inputs)
 
 
-def listing_of(inputs: list[Input]) -> Listing:
-    """All known contents of some inputs."""
-    return {name: md5 for item in inputs for name, md5 in item.files.items()}
+def tail(job: Job, rank: int = 0) -> list[str]:
+    """The last lines that the stage printed in its last attempt."""
+    path = job.log if rank == 0 else job.path / f"log-{rank}.txt"
+    attempts = job.attempts()
+    offset = attempts[-1].get("log_offset", 0) if attempts and rank == 0 else 0
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return text.splitlines()[-TAIL_LINES:]

@@ -306,6 +306,15 @@ class Pipeline:
 
     def _run_cached(self, stage: Any, task: Task) -> dict[str, str] | None:
         """Contents of the outputs that DVC's run cache has for this task."""
+        recorded = [(item, item.hash_info, item.meta) for item in stage.deps]
+        try:
+            return self._look_up(stage, task)
+        finally:
+            # What dvc.lock says of a stage is asked for again.
+            for item, hash_info, meta in recorded:
+                item.hash_info, item.meta = hash_info, meta
+
+    def _look_up(self, stage: Any, task: Task) -> dict[str, str] | None:
         for dependency in stage.deps:
             if isinstance(dependency, ParamsDependency):
                 dependency.fill_values(task.params[dependency.def_path])

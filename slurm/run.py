@@ -29,6 +29,10 @@ def main(argv: list[str]) -> int:
     # By hand, outside DVC, there is no stage to find a job by; and importing the rest takes time.
     stage = os.environ.get("DVC_STAGE")
     if stage and os.environ.get("OFQ_PROFILE") != "local":
+        from slurm.collect import collect_finished, workspace_of_stage
+
+        if collect_finished(workspace_of_stage(), stage, command):
+            return 0
         from slurm.errors import SlurmError
         from slurm.profile import load_profile
 

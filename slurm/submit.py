@@ -13,6 +13,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 
 from slurm import garbage
 from slurm.cluster import job_states
+from slurm.collect import DEFINITION, fingerprints
 from slurm.contents import list_path
 from slurm.errors import SlurmError, command_main
 from slurm.jobs import Job, Jobs, Record, Task, read_json, write_json
@@ -73,6 +75,20 @@ def alive(jobs: Jobs, job: Job | None) -> bool:
     return not state.ended
 
 
+def make_records(pipeline: Pipeline, tasks: Iterable[Task], profile: Profile) -> dict[str, Record]:
+    """How tasks are to be run, by stage, on a snapshot of the tracked files as they are now."""
+    jobs, tasks = pipeline.jobs, list(tasks)
+    code = {path for task in tasks for path in task.code}
+    snapshot = take_snapshot(jobs.workspace, jobs.root / "snapshots", code)
+    git, seen = describe_git(jobs.workspace), fingerprints(jobs.workspace, code)
+    records = {}
+    for task in tasks:
+        records[task.stage] = make_record(jobs, task, profile, snapshot, git)
+        own = {path: seen[path] for path in (*task.code, *DEFINITION)}
+        records[task.stage].seen, records[task.stage].cache = own, str(pipeline.cache)
+    return records
+
+
 def make_record(
     jobs: Jobs, task: Task, profile: Profile, snapshot: str, git: dict[str, Any]
 ) -> Record:
@@ -113,10 +129,7 @@ def submit(pipeline: Pipeline, tasks: list[Task], profile: Profile) -> list[Batc
     Raises:
         SlurmError: an input is nowhere, or the cluster refuses.
     """
-    jobs = pipeline.jobs
-    code = {path for task in tasks for path in task.code}
-    snapshot = take_snapshot(jobs.workspace, jobs.root / "snapshots", code)
-    git = describe_git(jobs.workspace)
+    jobs, records = pipeline.jobs, make_records(pipeline, tasks, profile)
     for task in tasks:
         pipeline.keep(task)
     waiting, sent = group(tasks, profile), []
@@ -128,7 +141,7 @@ def submit(pipeline: Pipeline, tasks: list[Task], profile: Profile) -> list[Batc
         pairs = []
         for task in batch.tasks:
             job = jobs.job(task.stage, task.key())
-            pairs.append((job, make_record(jobs, task, profile, snapshot, git)))
+            pairs.append((job, records[task.stage]))
             garbage.mark_needed(jobs, job, task)
         batch.ids = send(jobs, pairs, profile, batch.resources, after_ids(jobs, batch.after))
         ours -= {job.name for job, _ in pairs}
@@ -183,10 +196,9 @@ def execute_here(pipeline: Pipeline, task: Task, profile: Profile) -> None:
 
     jobs = pipeline.jobs
     pipeline.keep(task)
-    snapshot = take_snapshot(jobs.workspace, jobs.root / "snapshots", task.code)
     job = jobs.job(task.stage, task.key())
-    record = make_record(jobs, task, profile, snapshot, describe_git(jobs.workspace))
-    record.executor = "here"
+    record = make_records(pipeline, [task], profile)[task.stage]
+    record.executor, record.submitted = "here", time.time()
     stage_inputs(job, record)
     words = [sys.executable, *task.command[1:]] if task.command[0] == "python" else task.command
     told = {
@@ -234,7 +246,7 @@ def main(argv: list[str]) -> int:
         if not arguments.dry_run and wanted:
             check(jobs, wanted, profile)
             submit(pipeline, wanted, profile)
-            garbage.collect(pipeline)
+            garbage.sweep_up(jobs, pipeline.cache)
     report(jobs, plan, wanted, profile, arguments.dry_run)
     return 0
 

@@ -7,13 +7,29 @@ from pathlib import Path
 
 from ofq_core.errors import DataError
 
-DATA_DIR, WORKERS = "OFQ_DATA_DIR", "OFQ_WORKERS"
+DATA_DIR, WORKERS, WORKSPACE = "OFQ_DATA_DIR", "OFQ_WORKERS", "OFQ_WORKSPACE"
 MOST_WORKERS = 8
 
 
+def workspace() -> Path:
+    """What a user's relative paths are relative to: $OFQ_WORKSPACE, by default the current folder.
+
+    A job on a cluster runs in a folder of its own and is told where it was started.
+    """
+    return Path(os.environ.get(WORKSPACE) or ".")
+
+
+def user_file(path: Path) -> Path:
+    """A file that a user names: as it stands, or else below the workspace."""
+    return path if path.exists() else workspace() / path
+
+
 def data_root(name: str) -> Path:
-    """Folder of a data set's images: $OFQ_DATA_DIR/<name>, by default datasets/<name>."""
-    return Path(os.environ.get(DATA_DIR) or "datasets") / name
+    """Folder of a data set's images: $OFQ_DATA_DIR/<name>, by default datasets/<name>.
+
+    A relative one is below the workspace.
+    """
+    return workspace() / (os.environ.get(DATA_DIR) or "datasets") / name
 
 
 def cache_root() -> Path:

@@ -1,5 +1,6 @@
 """Training: schedule, distillation, optimizer, CGA, oscillation tracking, the loop."""
 
+from ofq_core.errors import TrainingStopped
 from ofq_core.seeds import derive_seed, generator, make_deterministic
 from ofq_core.training.cga import ConfidenceGuidedAnnealing, held_weights
 from ofq_core.training.distill import Teacher, distillation_loss, soft_cross_entropy
@@ -21,6 +22,7 @@ __all__ = [
     "Teacher",
     "Trainer",
     "TrainingError",
+    "TrainingStopped",
     "derive_seed",
     "distillation_loss",
     "generator",

@@ -31,7 +31,7 @@ def held_weights(model: nn.Module, fidelity: FidelitySettings) -> list[LowBitWei
 class ConfidenceGuidedAnnealing:
     """Step an optimizer so that weights far from every threshold stay bit-identical.
 
-    `frozen` and `total` count the weights that the last step froze and those that it could have.
+    `frozen` counts the weights that the last step froze, `total` those that any step could.
 
     For each matrix: a mask from the weights before the step; no gradient for frozen entries; the
     optimizer's step (which decay and momentum would still apply to frozen entries); frozen
@@ -54,7 +54,7 @@ class ConfidenceGuidedAnnealing:
         self.products = [w for w in weights if w.parameter is None]
         self.boundary_range = boundary_range
         self.frozen = torch.zeros((), dtype=torch.int64)
-        self.total = 0
+        self.total = sum(w.parameter.numel() for w in weights if w.parameter is not None)
 
     def start(self) -> None:
         """Begin to mask the gradient of the QKR products."""
@@ -78,7 +78,6 @@ class ConfidenceGuidedAnnealing:
         """
         saved = []
         frozen: list[torch.Tensor] = []
-        self.total = 0
         for weight in self.weights:
             parameter = weight.parameter
             assert parameter is not None
@@ -87,7 +86,6 @@ class ConfidenceGuidedAnnealing:
                 parameter.grad.mul_(free)
             saved.append((parameter, free, parameter.detach().clone()))
             frozen.append((~free).sum())
-            self.total += free.numel()
         if frozen:
             self.frozen = torch.stack(frozen).sum()
         self.optimizer.step()

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ofq_core import checkpoints
 from ofq_core.data import Batch, Data, positions
 from ofq_core.data.order import mix_group
 from ofq_core.distributed import World
+from ofq_core.errors import TrainingStopped
 from ofq_core.evaluation import evaluate
 from ofq_core.settings import RunSettings
 from ofq_core.training.cga import ConfidenceGuidedAnnealing, held_weights
@@ -32,6 +33,18 @@ def _ignore(event: object) -> None:
     pass
 
 
+def _never() -> bool:
+    return False
+
+
+class _Agreed(NamedTuple):
+    """What all processes know of a step: its losses, and what follows it."""
+
+    losses: list[float]
+    save: bool
+    stop: bool
+
+
 class Trainer:
     """Train one model as its settings say.
 
@@ -43,6 +56,8 @@ class Trainer:
         observe: called after each step.
         world: the processes that train together; one by default. Only its main process writes.
         log: told what a user should know.
+        asked_to_stop: looked at in every step; once true it must stay so. True in any process
+            stops all of them after the step, with a checkpoint.
 
     The order of images, their augmentation and every other draw depend on the seed and the epoch
     or step alone, so a resumed run is bit-identical to an undisturbed one.
@@ -61,10 +76,12 @@ class Trainer:
         observe: Callable[[StepEvent], None] = _ignore,
         world: World | None = None,
         log: Callable[[str], None] = _ignore,
+        asked_to_stop: Callable[[], bool] = _never,
     ) -> None:
         self.settings, self.recipe = settings, settings.recipe
         self.model, self.teacher, self.data = model, teacher, data
         self.checkpoint, self.observe, self.log = checkpoint, observe, log
+        self.asked_to_stop = asked_to_stop
         self.world = world = world or World()
         recipe, fidelity = settings.recipe, settings.fidelity
         self.batch_size, self.steps = recipe.batch_size, data.steps(recipe)
@@ -98,6 +115,7 @@ class Trainer:
         Raises:
             TrainingError: the loss is not finite, or memory is too small for one image.
             CheckpointError: the checkpoint cannot be read or written.
+            TrainingStopped: somebody asked for it before the last epoch was over.
         """
         if self.checkpoint.exists():
             self._resume()
@@ -106,8 +124,13 @@ class Trainer:
             self._epoch(self.progress.epoch)
             last = self.progress.epoch == self.epochs
             due = self._seconds_since_save() >= self.recipe.checkpoint_seconds
-            if self.world.told(last or due):
+            wishes = self.world.gathered((due, self.asked_to_stop()))
+            stop = any(asked for _, asked in wishes)
+            # The clock is the main process's.
+            if last or stop or wishes[0][0]:
                 self._save()
+            if stop and not last:
+                self._stop()
         self.annealing.stop()
         self.gradients.finish()
         self.tracker.finish()
@@ -142,22 +165,28 @@ class Trainer:
             self.recipe, self.settings.seed, epoch, first, self.world.share, self.world.device
         )
         for step, batch in enumerate(batches, first):
-            save = self._step(batch, epoch, step, annealing)
+            agreed = self._step(batch, epoch, step, annealing)
             running.seconds = before + time.monotonic() - began
             rate = (running.steps - first) * self.batch_size / (running.seconds - before)
             loss = running.losses[0] / running.steps
-            self.observe(StepEvent(epoch, self.epochs, step, self.steps, rate, loss))
-            if save and running.steps < self.steps:
+            val_top1 = progress.history[-1]["val_top1"] if progress.history else None
+            self.observe(StepEvent(epoch, self.epochs, step, self.steps, rate, loss, val_top1))
+            more = running.steps < self.steps
+            # Whoever asks may not wait until a validation is over: save before it, too.
+            if agreed.stop or (agreed.save and more):
                 self._save()
+            if agreed.stop and more:
+                self._stop()
         progress.seconds += running.seconds
         self._finish_epoch(epoch, phases[epoch], annealing)
 
-    def _step(self, batch: Batch, epoch: int, step: int, annealing: bool) -> bool:
-        """One optimizer step; whether the main process wants a checkpoint after it."""
+    def _step(self, batch: Batch, epoch: int, step: int, annealing: bool) -> _Agreed:
+        """One optimizer step."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(epoch, step)
         due = 0 < self.recipe.checkpoint_seconds <= self._seconds_since_save()
-        losses, save = self._together(self.gradients.fill(batch, epoch, step), due)
+        agreed = self._together(self.gradients.fill(batch, epoch, step), due)
+        losses = agreed.losses
         if not math.isfinite(losses[0]):
             self._stop_on(losses[0], batch)
         if annealing:
@@ -173,15 +202,26 @@ class Trainer:
             running.frozen = running.frozen.to(self.annealing.frozen) + self.annealing.frozen
         progress.step += 1
         running.steps += 1
-        return save
+        return agreed
 
-    def _together(self, losses: Tensor, due: bool) -> tuple[list[float], bool]:
-        """Losses of the whole batch, and whether the main process wants a checkpoint."""
+    def _together(self, losses: Tensor, due: bool) -> _Agreed:
+        """Losses of the whole batch; the main process's clock decides when to save."""
+        asked = self.asked_to_stop()
         if self.world.size == 1:
-            return losses.tolist(), due
-        wish = losses.new_tensor([float(due and self.world.main)])
-        values = self.world.total(torch.cat([losses, wish])).tolist()
-        return values[:3], values[3] > 0
+            return _Agreed(losses.tolist(), due, asked)
+        wishes = losses.new_tensor([float(due and self.world.main), float(asked)])
+        values = self.world.total(torch.cat([losses, wishes])).tolist()
+        return _Agreed(values[:3], values[3] > 0, values[4] > 0)
+
+    def _stop(self) -> NoReturn:
+        """After `_save`, in every process."""
+        # A launcher ends the others with the first that leaves: not while the main one writes.
+        self.world.wait()
+        progress = self.progress
+        raise TrainingStopped(
+            f"stopped on request after epoch {progress.epoch}, step {progress.running.steps}; run "
+            "the same command again to go on"
+        )
 
     def _stop_on(self, loss: float, batch: Batch) -> None:
         """Every process comes here in the same step: all have the loss of the whole batch."""

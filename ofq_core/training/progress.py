@@ -57,7 +57,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """Told to the observer after every step. images_per_second is that of the current epoch."""
+    """Told to the observer after every step.
+
+    images_per_second: of the current epoch. val_top1: of the last finished epoch; None before, and
+    without a validation split.
+    """
 
     epoch: int
     epochs: int
@@ -65,3 +69,4 @@ class StepEvent:
     steps: int
     images_per_second: float
     loss: float
+    val_top1: float | None

@@ -17,6 +17,7 @@ from .errors import StoreError, first_line
 
 SWITCH = "OFQ_TRACKING"
 URI = "MLFLOW_TRACKING_URI"
+WORKSPACE = "OFQ_WORKSPACE"
 _TEMPORARY = (".dvc", "tmp", "exps")
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _SERVER_DOWN = {502, 503, 504}  # a proxy answers for a server that does not
@@ -49,12 +50,13 @@ def _main_and_depth(path: Path) -> tuple[Path, int] | None:
 
 
 def repo_root(start: Path | None = None) -> Path:
-    """The main repository of `start` (default: the working directory).
+    """The main repository of `start` (default: $OFQ_WORKSPACE, else the working directory).
 
-    A store inside a temporary experiment would vanish with it, so a path below
-    `<root>/.dvc/tmp/exps` belongs to `<root>`. Without any repository: `start` itself.
+    Jobs of a cluster run in private folders and name their workspace in OFQ_WORKSPACE. A store
+    inside a temporary experiment would vanish with it, so a path below `<root>/.dvc/tmp/exps`
+    belongs to `<root>`. Without any repository: `start` itself.
     """
-    here = (start or Path.cwd()).resolve()
+    here = (start or Path(os.environ.get(WORKSPACE) or Path.cwd())).resolve()
     found = _main_and_depth(here)
     if found is not None:
         return found[0]

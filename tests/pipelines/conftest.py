@@ -33,6 +33,8 @@ def environment(tmp_path_factory):
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "OFQ_TRACKING": "off",
+        # In place, also where there is SLURM: that has tests of its own.
+        "OFQ_PROFILE": "local",
     }
 
 

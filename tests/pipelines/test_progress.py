@@ -22,7 +22,7 @@ EPOCHS, STEPS = 3, 4
 def events(start=0):
     for done in range(start, EPOCHS * STEPS):
         epoch, step = divmod(done, STEPS)
-        yield StepEvent(epoch, EPOCHS, step, STEPS, 1234.4, 2.0 - done / 10)
+        yield StepEvent(epoch, EPOCHS, step, STEPS, 1234.4, 2.0 - done / 10, None)
 
 
 @pytest.fixture

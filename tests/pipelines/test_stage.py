@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ofq_core.errors import DataError
+from ofq_core.errors import DataError, TrainingStopped
 from pipelines import stage
 from pipelines.stage import stage_main
 
@@ -44,6 +44,24 @@ def test_interrupted(capsys):
     """The shell's own status for Ctrl-C, and how to go on."""
     code, err = ended(KeyboardInterrupt(), capsys)
     assert (code, err) == (130, "interrupted: run the same command again to go on\n")
+
+
+def test_stopped_on_request(capsys, monkeypatch):
+    """SIGTERM's own status, the message as it is, and at once: workers are not waited for."""
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    stopped = TrainingStopped("stopped on request after epoch 3, step 12; run it again")
+    said = "stopped on request after epoch 3, step 12; run it again\n"
+    assert ended(stopped, capsys) == (143, said)
+
+
+def test_stopped_in_another_process(capsys, monkeypatch):
+    """It says nothing, and gives the main process the time to."""
+    waited = []
+    monkeypatch.setattr(stage.time, "sleep", waited.append)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setenv("RANK", "1")
+    assert ended(TrainingStopped("stopped"), capsys) == (143, "")
+    assert waited == [stage.STOP_PATIENCE_SECONDS]
 
 
 def test_a_mistake_of_ours_keeps_its_traceback():

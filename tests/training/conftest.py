@@ -131,7 +131,15 @@ def teacher_file(tmp_path_factory, micro, digits):
 def make_trainer(digits, teacher_file):
     """A trainer as a stage builds it: the teacher's converted, calibrated copy is the student."""
 
-    def make(settings, checkpoint, observe=lambda event: None, world=None, log=print, data=None):
+    def make(
+        settings,
+        checkpoint,
+        observe=lambda event: None,
+        world=None,
+        log=print,
+        data=None,
+        **options,
+    ):
         make_deterministic(settings.seed, 1)
         data = open_data(settings.data, digits) if data is None else data
         fp = settings.method == "fp"
@@ -143,7 +151,7 @@ def make_trainer(digits, teacher_file):
             checkpoints.load_weights(full, teacher_file, "teacher")
             fidelity = settings.fidelity
             teacher = Teacher(full, fidelity.teacher_head, fidelity.teacher_mode)
-        return Trainer(settings, student, teacher, data, checkpoint, observe, world, log)
+        return Trainer(settings, student, teacher, data, checkpoint, observe, world, log, **options)
 
     return make
 

@@ -13,7 +13,7 @@ import torch
 
 from ofq_core.distributed import join_world
 from ofq_core.settings import RunSettings
-from ofq_core.training import TrainingError
+from ofq_core.training import TrainingError, TrainingStopped
 from pipelines.training import Inputs
 from tests.training.doubled import doubled_trainer, outcome
 
@@ -79,6 +79,30 @@ def main(folder):
         unread.run()
         progress = unread.progress
         found["unread"] = progress.unreadable, [r["unreadable_images"] for r in progress.history]
+
+        # Process 1 is asked to stop after the ninth step, and both are run again.
+        undisturbed = trainer("undisturbed")
+        undisturbed.run()
+        found["undisturbed"] = outcome(undisturbed)
+        asked = []
+
+        def ask(event):
+            if mine and (event.epoch, event.step) == (1, 2):
+                asked.append(event)
+
+        stopped = trainer("stopped", observe=ask, asked_to_stop=lambda: bool(asked))
+        try:
+            stopped.run()
+        except TrainingStopped as error:
+            found["stopped"] = str(error)
+        written = (folder / "stopped.pt").is_file()
+        again = trainer("stopped")
+        again.run()
+        found["again"] = {
+            **outcome(again),
+            "written": written,
+            "steps": [len(each.data.seen) for each in (stopped, again)],
+        }
 
         going_on = trainer("alone")
         going_on.run()

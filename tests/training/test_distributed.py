@@ -158,6 +158,18 @@ def test_images_that_one_process_cannot_read_count_once(troubled):
         assert result["unread"] == (["0.png", "1.png", "both.png"], [3, 3, 3])
 
 
+def test_asking_one_process_stops_both(troubled, identical):
+    """After the same step, when the checkpoint is written; it goes on as if nothing had been."""
+    for result in troubled[1]:
+        assert result["stopped"].startswith(
+            "stopped on request after epoch 1, step 4; run the same"
+        )
+        again = result["again"]
+        assert again.pop("written")
+        assert again.pop("steps") == [10, 8]
+        identical(again, result["undisturbed"])
+
+
 def test_two_processes_go_on_for_one(troubled, whole):
     """In the middle of an epoch: the step that was cut off and those after it."""
     for found in (result["going on"] for result in troubled[1]):

@@ -1,0 +1,250 @@
+"""Submitting ahead and attaching on a real cluster: every stage runs once, whatever happens."""
+
+import os
+import signal
+
+import pytest
+
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
+
+ALL = ["grid@a", "grid@b", "grid@c", "grid@d", "tables", "teacher"]
+
+
+def test_submit_then_attach(toy):
+    said = toy.submit()
+    assert "submitted" in said
+    toy.repro()
+    # `check` runs at once when submitting; the result is taken like that of a job.
+    assert toy.ran() == ["check", *ALL]
+    assert toy.text("results/study/b/a.txt") == "grid@b\none\nteacher\none\ncheck\none\n\n\n"
+    assert toy.text("tables/rendered/a.txt").count("teacher") == 4
+    assert "up to date" in toy.repro()
+    assert "nothing to submit" in toy.submit()
+    assert toy.ran() == []
+
+
+def test_levels_go_out_as_arrays_that_wait_for_each_other(toy):
+    said = toy.submit().splitlines()
+    rows = {line.split()[0]: line.split() for line in said if "submitted" in line}
+    assert rows["grid"][1] == "4"
+    assert rows["grid"][-2] == "teacher"
+    assert rows["tables"][-2] == "grid"
+    ids = {toy.job(f"grid@{cell}").record().job_id for cell in "abcd"}
+    array = rows["grid"][2]
+    assert ids == {f"{array}_{index}" for index in range(4)}
+
+
+def test_submitting_twice_submits_nothing_twice(toy, cluster):
+    toy.set(seconds=3)
+    toy.submit()
+    first = set(cluster.job_ids("ofq-"))
+    said = toy.submit()
+    assert "has a job" in said
+    assert not set(cluster.job_ids("ofq-")) - first
+    toy.repro()
+    assert toy.ran() == ["check", *ALL]
+
+
+def test_two_at_once_submit_nothing_twice(toy):
+    both = [toy.start("python", "-m", "slurm.submit") for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    toy.repro()
+    assert [stage for stage in toy.ran() if stage != "check"] == ALL
+
+
+def test_a_dry_run_submits_nothing(toy, cluster):
+    said = toy.submit("--dry-run")
+    assert said.count("would be submitted") == 3
+    assert cluster.job_ids("ofq-") == []
+    assert not list((toy.folder / ".slurm" / "jobs").glob("grid*"))
+
+
+def test_targets(toy):
+    toy.submit("grid@b")
+    toy.repro("grid@b")
+    assert toy.ran() == ["check", "grid@b", "teacher"]
+
+
+def test_repro_alone_submits_each_stage(toy):
+    said = toy.repro()
+    assert "grid@c: submitted as job" in said
+    assert toy.ran() == ["check", *ALL]
+    assert toy.job("grid@c").attempts()[0]["how"] == "finished"
+
+
+def test_the_result_is_that_of_a_run_in_place(toy, tmp_path):
+    toy.submit()
+    toy.repro()
+    on_cluster = toy.text("dvc.lock")
+    toy.well("git", "clean", "-fdqx")
+    toy.repro(OFQ_PROFILE="local")
+    assert toy.text("dvc.lock") == on_cluster
+
+
+def test_the_run_cache_needs_no_job(toy):
+    toy.submit()
+    toy.repro()
+    toy.set(text="two")
+    toy.submit()
+    toy.repro()
+    toy.ran()
+    toy.set(text="one")
+    assert "from the run cache" in toy.submit()
+    toy.repro()
+    # Stages that run where the command is typed may do so again; no job does.
+    assert set(toy.ran()) <= {"check"}
+    assert toy.text("results/study/a/a.txt").startswith("grid@a\none")
+
+
+def test_only_what_changed_is_submitted(toy):
+    toy.submit()
+    toy.repro()
+    toy.ran()
+    # Only the cells read it.
+    toy.set(fails="no stage of this name")
+    said = toy.submit()
+    assert "teacher  " not in said.splitlines()[1]
+    toy.repro()
+    # What the cells make is as before, so DVC need not render the tables; a job had been sent.
+    assert [stage for stage in toy.ran() if stage != "tables"] == ALL[:4]
+
+
+def test_a_failing_stage_shows_its_traceback_and_the_others_go_on(toy):
+    toy.set(fails="grid@b")
+    toy.submit()
+    done = toy.run("dvc", "repro", "-k")
+    assert done.code != 0
+    assert "ValueError: boom in grid@b" in done.out
+    assert f"log: {toy.job('grid@b').log}" in done.out
+    assert toy.ran() == ["check", "grid@a", "grid@b", "grid@c", "grid@d", "teacher"]
+    assert (toy.folder / "results/study/d/a.txt").exists()
+    assert not (toy.folder / "results/study/b").exists()
+    # Reported once; then it is tried again, and the cells that were done are not.
+    done = toy.run("dvc", "repro")
+    assert done.code != 0
+    assert "grid@b: submitted as job" in done.out
+    assert toy.ran() == ["grid@b"]
+    toy.set(fails="nothing")
+    toy.repro()
+    assert toy.ran() == ["grid@a", "grid@b", "grid@c", "grid@d", "tables"]
+
+
+def test_what_depends_on_a_failure_is_cancelled_and_tried_again(toy, cluster):
+    toy.set(fails="teacher")
+    toy.submit()
+    done = toy.run("dvc", "repro")
+    assert "boom in teacher" in done.out
+    cluster.wait(toy.job("tables").record().job_id, "CANCELLED")
+    toy.set(fails="nothing")
+    toy.repro()
+    assert toy.ran() == ["check", *ALL, "teacher"]
+
+
+def test_forcing_a_stage_runs_it_again(toy):
+    toy.repro("teacher")
+    toy.ran()
+    toy.repro("-f", "-s", "teacher")
+    assert toy.ran() == ["teacher"]
+
+
+def test_edits_do_not_reach_jobs_that_wait(toy):
+    """Code, parameters and inputs are those of the moment of submission."""
+    toy.set(seconds=2)
+    toy.submit()
+    work = toy.folder / "work.py"
+    before = work.read_text()
+    work.write_text("raise SystemExit('edited')\n")
+    toy.set(text="edited")
+    jobs = toy.jobs()
+    toy.until(lambda: all(job.done() or job.stage == "check" for job in jobs))
+    work.write_text(before)
+    toy.set(text="one", seconds=2)
+    toy.ran()
+    toy.repro()
+    # Stages that run where the command is typed may do so again; no job does.
+    assert set(toy.ran()) <= {"check"}
+    assert toy.text("results/study/a/a.txt").startswith("grid@a\none")
+
+
+def test_killed_dvc_attaches_again(toy):
+    toy.set(seconds=4)
+    toy.submit()
+    process = toy.start("dvc", "repro")
+    toy.until(lambda: (toy.folder / "results/teacher/a.txt").exists())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    toy.repro()
+    assert toy.ran() == ["check", *ALL]
+
+
+def test_killed_while_collecting(toy):
+    """The outputs are there, dvc.lock does not know: they are taken from the job once more."""
+    toy.repro("teacher")
+    toy.ran()
+    lock = toy.folder / "dvc.lock"
+    before = lock.read_text()
+    toy.submit()
+    jobs = toy.jobs()
+    toy.until(lambda: all(job.done() is not None or job.retired() for job in jobs))
+    toy.ran()
+    from slurm.collect import collect
+
+    job = toy.job("grid@a")
+    collect(jobs, job)
+    assert lock.read_text() == before
+    toy.repro()
+    assert toy.ran() == []
+
+
+@pytest.mark.parametrize("way", ["cancel", "leave"])
+def test_ctrl_c(toy, cluster, way):
+    toy.profile(on_interrupt=way)
+    toy.set(seconds=5)
+    process = toy.start("dvc", "repro", "teacher")
+    toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    job_id = toy.job("teacher").record().job_id
+    if way == "cancel":
+        assert f"job {job_id} cancelled" in out
+        assert cluster.wait(job_id, {"CANCELLED", "COMPLETED"}) == "CANCELLED"
+    else:
+        assert f"job {job_id} goes on" in out
+    toy.ran()
+    toy.repro("teacher")
+    assert toy.ran() == (["teacher"] if way == "cancel" else [])
+
+
+def test_garbage_is_collected(toy):
+    toy.submit()
+    toy.repro()
+    toy.set(text="two")
+    toy.submit()
+    toy.repro()
+    toy.set(text="three")
+    toy.submit()
+    root = toy.folder / ".slurm"
+    assert not [job for job in toy.jobs() if job.retired() and job.work.exists()]
+    assert len(list((root / "snapshots").iterdir())) == 1
+    left = {path.name for path in (root / "launches").iterdir()}
+    assert left == {job.record().launch for job in toy.jobs()} - {""}
+    toy.repro()
+
+
+def test_the_lost_id_of_a_killed_submit_is_found(toy):
+    """`slurm.submit` was killed between sbatch and writing the id down."""
+    toy.set(seconds=2)
+    toy.submit()
+    for stage in ("teacher", "grid@c"):
+        job = toy.job(stage)
+        record = job.record()
+        known, record.job_id = record.job_id, ""
+        job.write(record)
+        from slurm.launch import recover_ids
+
+        assert recover_ids(toy.jobs(), job, record) == known
+    toy.submit()
+    toy.repro()
+    assert toy.ran() == ["check", *ALL]

@@ -120,12 +120,19 @@ def copy_path(source: Path, target: Path) -> None:
     """Copy a file or folder to `target`, which appears whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.arriving")
-    if draft.is_dir():
-        shutil.rmtree(draft)
+    _remove(draft)
     if source.is_dir():
         shutil.copytree(source, draft)
-        if target.is_dir():
-            shutil.rmtree(target)
+        _remove(target)
     else:
         shutil.copyfile(source, draft)
+        if target.is_dir():
+            shutil.rmtree(target)
     draft.replace(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

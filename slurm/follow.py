@@ -36,12 +36,12 @@ def _find(pipeline: Pipeline, task: Task) -> Job | None:
 
     A failure is reported once; after that the job is sent off again.
     """
-    from slurm.submit import alive
+    from slurm.submit import living
 
     job = pipeline.jobs.find(task)
     if job is None:
         return None
-    if alive(pipeline.jobs, job):
+    if living(pipeline.jobs, [job]):
         return job
     reported = (job.path / "reported").exists()
     started = bool(job.attempts()) or job.failed() is not None
@@ -49,12 +49,12 @@ def _find(pipeline: Pipeline, task: Task) -> Job | None:
 
 
 def _submit(pipeline: Pipeline, task: Task, profile: Profile) -> Job:
-    from slurm.submit import alive, check, locked, submit
+    from slurm.submit import check, living, locked, submit
 
     full = pipeline.with_inputs(task)
     with locked(pipeline.jobs):
         job = pipeline.jobs.find(task)
-        if job is not None and alive(pipeline.jobs, job):
+        if job is not None and living(pipeline.jobs, [job]):
             return job
         check(pipeline.jobs, [full], profile)
         (batch,) = submit(pipeline, [full], profile)

@@ -76,12 +76,16 @@ class StageJob(Checkpointable):  # type: ignore[misc]
                 raise StageError(_why(self._status))
             if main:
                 _finish(job, record)
-        except (StageError, UncompletedJobError, OSError) as error:
+        except (StageError, UncompletedJobError, OSError, subprocess.SubprocessError) as error:
             _fail(job, str(error), self._status, environment)
         return folder
 
-    def checkpoint(self, folder: str) -> DelayedSubmission:
-        """Have the stage save and stop; called by submitit in the handler of SIGUSR2."""
+    def checkpoint(self, folder: str) -> DelayedSubmission | None:
+        """Have the stage save and stop; called by submitit in the handler of SIGUSR2.
+
+        Returns:
+            What to start again, None where the profile wants no requeue.
+        """
         job = Job(Path(folder))
         record = job.record()
         grace = record.grace_seconds if record else 0.0
@@ -96,6 +100,9 @@ class StageJob(Checkpointable):  # type: ignore[misc]
             elif self._status == 0 and record is not None:
                 how = "finished while told to save"
                 _finish(job, record)
+        if record is not None and not record.requeue:
+            _close_attempt(job, how.replace("requeued", "not requeued"))
+            return None
         _close_attempt(job, how)
         return DelayedSubmission(self, folder)
 

@@ -113,6 +113,7 @@ class Record:
     tasks: int = 1
     executor: str = "slurm"
     grace_seconds: float = 60.0
+    requeue: bool = True
     launch: str = ""
     job_id: str = ""
     submitted: float = 0.0

@@ -60,19 +60,29 @@ def locked(jobs: Jobs) -> Iterator[None]:
         ) from error
 
 
-def alive(jobs: Jobs, job: Job | None) -> bool:
-    """Whether a job was asked for and waits, runs or has succeeded."""
-    record = None if job is None else job.record()
-    if job is None or record is None or job.failed() is not None:
-        return False
-    if job.done() is not None:
-        return True
-    if not record.job_id:
-        record.job_id = recover_ids(jobs, job, record)
-        job.write(record)
-    state = job_states(record.executor, [job], {job.name: record.job_id})[job.name]
-    # A controller that does not answer is no reason to run anything twice.
-    return not state.ended
+def living(jobs: Jobs, asked: Iterable[Job | None]) -> set[str]:
+    """The names of those jobs that were asked for and wait, run or have succeeded."""
+    alive: set[str] = set()
+    open_ids: dict[str, str] = {}
+    executors: dict[str, list[Job]] = {}
+    for job in asked:
+        record = None if job is None else job.record()
+        if job is None or record is None or job.failed() is not None:
+            continue
+        if job.done() is not None:
+            alive.add(job.name)
+            continue
+        if not record.job_id:
+            record.job_id = recover_ids(jobs, job, record)
+            if record.job_id:
+                job.write(record)
+        open_ids[job.name] = record.job_id
+        executors.setdefault(record.executor, []).append(job)
+    for executor, members in executors.items():
+        # A controller that does not answer is no reason to run anything twice.
+        states = job_states(executor, members, open_ids)
+        alive.update(name for name, state in states.items() if not state.ended)
+    return alive
 
 
 def make_records(pipeline: Pipeline, tasks: Iterable[Task], profile: Profile) -> dict[str, Record]:
@@ -103,6 +113,7 @@ def make_record(
         tasks=resources.tasks,
         executor=profile.executor,
         grace_seconds=grace_seconds(profile),
+        requeue=profile.requeue,
     )
 
 
@@ -238,8 +249,9 @@ def main(argv: list[str]) -> int:
     jobs = pipeline.jobs
     with locked(jobs):
         plan = run_here(pipeline, profile, arguments.targets, print)
-        living = [task for task in plan.tasks if alive(jobs, jobs.find(task))]
-        wanted = [task for task in plan.tasks if task not in living]
+        found = {task.stage: jobs.find(task) for task in plan.tasks}
+        alive = living(jobs, found.values())
+        wanted = [task for task in plan.tasks if _name(found[task.stage]) not in alive]
         if profile.executor != "slurm":
             # submitit's local executors know no dependencies between jobs.
             wanted = [task for task in wanted if not task.late]
@@ -249,6 +261,10 @@ def main(argv: list[str]) -> int:
             garbage.sweep_up(jobs, pipeline.cache)
     report(jobs, plan, wanted, profile, arguments.dry_run)
     return 0
+
+
+def _name(job: Job | None) -> str:
+    return "" if job is None else job.name
 
 
 def check(jobs: Jobs, tasks: list[Task], profile: Profile) -> None:
@@ -270,13 +286,14 @@ def check(jobs: Jobs, tasks: list[Task], profile: Profile) -> None:
 def report(jobs: Jobs, plan: Plan, sent: list[Task], profile: Profile, dry: bool) -> None:
     """Print the plan: a row per stage and kind of job."""
     rows: dict[tuple[str, ...], list[str]] = {}
+    fresh = {task.stage for task in sent}
     for task in plan.tasks:
         job = jobs.find(task) or jobs.job(task.stage, task.key())
         record = job.record()
         job_id = record.job_id.partition("_")[0] if record else ""
         verb = "would be submitted" if dry else "submitted"
-        state = verb if task in sent else "done" if job.done() is not None else "has a job"
-        if task not in sent and record is None:
+        state = verb if task.stage in fresh else "done" if job.done() is not None else "has a job"
+        if task.stage not in fresh and record is None:
             state = "later"
         stage = task.stage.partition("@")[0]
         after = sorted({name.partition("/")[0].partition("@")[0] for name in task.late.values()})

@@ -33,6 +33,7 @@ CPUS=${OFQ_CLUSTER_CPUS:-8}
 MEM=${OFQ_CLUSTER_MEM:-8000}
 GPUS=${OFQ_CLUSTER_GPUS:-4}
 ROOT=${OFQ_CLUSTER_ROOT:-/var/lib/ofq-slurm}
+LOCK=/run/ofq-cluster.lock
 NAME=ofq
 CONTROLLER_PORT=16817 ACCOUNTING_PORT=16819 NODE_PORT=17000
 PACKAGES=(munge slurm-wlm slurm-client slurmdbd mariadb-server)
@@ -91,9 +92,10 @@ stop_daemon() { # PIDFILE PROGRAM
 }
 
 # Start a program that goes to the background by itself. It must not keep the caller's output
-# open: whoever reads that through a pipe would wait for as long as the daemon lives.
+# open: whoever reads that through a pipe would wait for as long as the daemon lives. Nor the lock
+# (file 9, see the end), for the same reason.
 start_daemon() { # PROGRAM ARGUMENTS...
-    "$@" >"$ROOT/log/$1.start" 2>&1 </dev/null || {
+    "$@" >"$ROOT/log/$1.start" 2>&1 </dev/null 9>&- || {
         cat "$ROOT/log/$1.start" >&2
         die "$1 does not start; see $ROOT/log"
     }
@@ -308,7 +310,7 @@ start_database() {
     setsid mariadbd --no-defaults --user=mysql --datadir="$ROOT/mysql" --skip-networking \
         --socket="$SOCKET" --pid-file="$ROOT/mysql/mariadbd.pid" --innodb-buffer-pool-size=128M \
         --innodb-lock-wait-timeout=900 --innodb-flush-log-at-trx-commit=0 \
-        >"$ROOT/log/mariadbd.log" 2>&1 </dev/null &
+        >"$ROOT/log/mariadbd.log" 2>&1 </dev/null 9>&- &
     echo $! >"$ROOT/run/mariadbd.pid"
     within 60 mariadb-admin --no-defaults --socket="$SOCKET" ping ||
         die "mariadb does not answer; see $ROOT/log/mariadbd.log"
@@ -350,7 +352,7 @@ stop_nodes() {
 
 start_nudge() {
     alive "$ROOT/run/nudge.pid" bash && return 0
-    setsid bash "$0" nudge >"$ROOT/log/nudge.log" 2>&1 </dev/null &
+    setsid bash "$0" nudge >"$ROOT/log/nudge.log" 2>&1 </dev/null 9>&- &
     echo $! >"$ROOT/run/nudge.pid"
 }
 
@@ -522,6 +524,11 @@ accounting() { # stop|start
 }
 
 [[ $(id -u) == 0 ]] || die "run this as root"
+# One command at a time: an `up` in the middle of a `wipe` leaves daemons that no pid file names.
+if [[ $* != nudge && $* != status ]]; then
+    exec 9>"$LOCK"
+    flock 9
+fi
 case "$*" in
 up | down | wipe | status)
     require_own_files

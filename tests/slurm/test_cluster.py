@@ -131,11 +131,12 @@ def test_user_signal_at_preemption(cluster, tmp_path, switch):
     preempting = cluster.submit("true", "--partition=high", *WHOLE_CLUSTER)
     if switch == "on":
         cluster.wait(preempting, "COMPLETED", seconds=15)
-        assert (tmp_path / "out").read_text() == "warned\n"
+        # SLURM may add a complaint that the job was gone before its other signals came.
+        assert (tmp_path / "out").read_text().startswith("warned\n")
     else:
         with pytest.raises(TimeoutError):
             cluster.wait(preempted, "COMPLETED", seconds=5)
-        assert (tmp_path / "out").read_text() == ""
+        assert "warned" not in (tmp_path / "out").read_text()
 
 
 def test_preempted_job_without_grace_runs_again(cluster, tmp_path):

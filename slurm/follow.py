@@ -57,7 +57,7 @@ def _submit(pipeline: Pipeline, task: Task, profile: Profile) -> Job:
         if job is not None and living(pipeline.jobs, [job]):
             return job
         check(pipeline.jobs, [full], profile)
+        job = pipeline.jobs.place(full)
         (batch,) = submit(pipeline, [full], profile)
-    job = pipeline.jobs.job(full.stage, full.key())
     print(f"{task.stage}: submitted as job {batch.ids[0]}", file=sys.stderr, flush=True)
     return job

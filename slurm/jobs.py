@@ -158,11 +158,13 @@ class Job:
     def record(self) -> Record | None:
         """What is to be done; None where the folder is no job's."""
         raw = read_json(self.path / "job.json")
-        if not isinstance(raw, dict):
+        try:
+            task = raw.pop("task")
+            inputs = [Input(**item) for item in task.pop("inputs")]
+            return Record(task=Task(**task, inputs=inputs), **raw)
+        except (AttributeError, KeyError, TypeError):
+            # Of another version of this package.
             return None
-        task = raw.pop("task")
-        inputs = [Input(**item) for item in task.pop("inputs")]
-        return Record(task=Task(**task, inputs=inputs), **raw)
 
     def write(self, record: Record) -> None:
         """Write job.json."""
@@ -224,7 +226,7 @@ class Jobs:
     def of_stage(self, stage: str) -> list[Job]:
         """All jobs of a stage, the latest first, retired ones included."""
         found = [Job(path.parent) for path in (self.folder / stage).glob("*/job.json")]
-        return sorted(found, key=lambda job: (job.path / "job.json").stat().st_mtime, reverse=True)
+        return sorted(found, key=_written, reverse=True)
 
     def __iter__(self) -> Iterator[Job]:
         for path in sorted(self.folder.glob("*/*/job.json")):
@@ -236,16 +238,24 @@ class Jobs:
         A job whose inputs were to come from other jobs is this one when what they made is what
         the task takes.
         """
-        exact = self.job(task.stage, task.key())
+        exact, key = self.job(task.stage, task.key()), task.key()
+        candidates = self.of_stage(task.stage)
         if exact.exists():
-            return exact
-        for job in self.of_stage(task.stage):
+            candidates.insert(0, exact)
+        for job in candidates:
             record = job.record()
-            if job.exists() and record is not None and record.task.late:
-                settled = self.settle(record.task)
-                if settled is not None and settled.key() == task.key():
-                    return job
+            if not job.exists() or record is None:
+                continue
+            if record.task.key() == key:
+                return job
+            settled = self.settle(record.task) if record.task.late else None
+            if settled is not None and settled.key() == key:
+                return job
         return None
+
+    def place(self, task: Task) -> Job:
+        """The job of a task: the one there is, with its checkpoints, or a new one."""
+        return self.find(task) or self.job(task.stage, task.key())
 
     def settle(self, task: Task) -> Task | None:
         """The task with the contents of its late inputs; None while a job has not made them."""
@@ -259,6 +269,14 @@ class Jobs:
                 files.update(within(made, out))
             inputs.append(Input(item.path, within(files, item.path)))
         return replace(task, inputs=inputs)
+
+
+def _written(job: Job) -> float:
+    try:
+        return (job.path / "job.json").stat().st_mtime
+    except OSError:
+        # Removed meanwhile as garbage.
+        return 0.0
 
 
 def tail(job: Job, rank: int = 0) -> list[str]:

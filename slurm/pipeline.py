@@ -22,7 +22,7 @@ from dvc_data.hashfile.meta import Meta
 
 from slurm.contents import hash_of, list_path, overlap, within
 from slurm.errors import SlurmError
-from slurm.jobs import Input, Jobs, Task
+from slurm.jobs import Input, Job, Jobs, Task
 
 RUNNER = ["python", "-m", "slurm.run", "--"]
 
@@ -42,11 +42,12 @@ class Made:
 class Plan:
     """What there is to do for some targets.
 
-    tasks: stages that need a job, upstream first. cached: changed, but DVC's run cache has the
-    result. blocked: changed, but they depend on stages that no job makes.
+    tasks: stages that need a job, upstream first; jobs: theirs, sent or not. cached: changed, but
+    DVC's run cache has the result. blocked: changed, but they depend on stages that no job makes.
     """
 
     tasks: list[Task] = field(default_factory=list)
+    jobs: dict[str, Job] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
     blocked: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -205,8 +206,9 @@ class Pipeline:
                 (plan.cached if changed else plan.unchanged).append(task.stage)
                 made.add_all(outs, Made(files))
                 continue
-            job = self.jobs.find(task) or self.jobs.job(task.stage, task.key())
+            job = self.jobs.place(task)
             plan.tasks.append(task)
+            plan.jobs[task.stage] = job
             done = job.done()
             made.add_all(outs, Made(done, None if done else job.name))
         return plan

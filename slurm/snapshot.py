@@ -42,15 +42,15 @@ def describe_git(workspace: Path) -> dict[str, Any]:
 
 
 def tracked_files(workspace: Path, code: Iterable[str]) -> list[str]:
-    """Tracked files that exist, and new ones below the stages' code that git does not ignore.
+    """Tracked files that exist, and new ones that git does not ignore: modules, and all that is
+    below the stages' code.
 
-    A new module counts for DVC before it is added to git, so jobs must see it as well.
+    A new file works in place, and counts for DVC, before it is added to git.
     """
     listed = git(workspace, "ls-files", "-z").split("\0")
     places = [path for path in sorted(set(code)) if (workspace / path).exists()]
-    if places:
-        words = ("ls-files", "-z", "--others", "--exclude-standard", "--")
-        listed += git(workspace, *words, *places).split("\0")
+    words = ("ls-files", "-z", "--others", "--exclude-standard", "--")
+    listed += git(workspace, *words, "*.py", *places).split("\0")
     # A submodule or a link to a folder is no file; a deleted file is still listed.
     return sorted({name for name in listed if name and (workspace / name).is_file()})
 

@@ -110,7 +110,7 @@ def _ask(words: list[str]) -> str | None:
 
 def cancel(ids: Iterable[str]) -> str | None:
     """Cancel jobs; what SLURM has against it, or None."""
-    wanted = sorted(set(ids))
+    wanted, problem = sorted(set(ids)), None
     for start in range(0, len(wanted), MOST_IDS):
         try:
             done = subprocess.run(
@@ -121,7 +121,8 @@ def cancel(ids: Iterable[str]) -> str | None:
                 timeout=ANSWER_SECONDS,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            return str(error)
+            problem = str(error)
+            continue
         if done.returncode:
-            return done.stderr.strip() or f"scancel: exit status {done.returncode}"
-    return None
+            problem = done.stderr.strip() or f"scancel: exit status {done.returncode}"
+    return problem

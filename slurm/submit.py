@@ -144,14 +144,15 @@ def submit(pipeline: Pipeline, tasks: list[Task], profile: Profile) -> list[Batc
     for task in tasks:
         pipeline.keep(task)
     waiting, sent = group(tasks, profile), []
-    ours = {jobs.job(task.stage, task.key()).name for task in tasks}
+    places = {task.stage: jobs.place(task) for task in tasks}
+    ours = {job.name for job in places.values()}
     while waiting:
         # Every job of a batch waits for the same ones, so some batch can always go.
         batch = next(b for b in waiting if not b.after & ours)
         waiting.remove(batch)
         pairs = []
         for task in batch.tasks:
-            job = jobs.job(task.stage, task.key())
+            job = places[task.stage]
             pairs.append((job, records[task.stage]))
             garbage.mark_needed(jobs, job, task)
         batch.ids = send(jobs, pairs, profile, batch.resources, after_ids(jobs, batch.after))
@@ -184,7 +185,6 @@ def run_here(pipeline: Pipeline, profile: Profile, targets: list[str], say: Say)
     Raises:
         SlurmError: one failed.
     """
-    jobs = pipeline.jobs
     while True:
         plan = pipeline.plan(targets)
         ready = [
@@ -192,7 +192,7 @@ def run_here(pipeline: Pipeline, profile: Profile, targets: list[str], say: Say)
             for task in plan.tasks
             if profile.runs_here(task.stage)
             and not task.late
-            and jobs.job(task.stage, task.key()).done() is None
+            and plan.jobs[task.stage].done() is None
         ]
         if not ready:
             return plan
@@ -207,7 +207,7 @@ def execute_here(pipeline: Pipeline, task: Task, profile: Profile) -> None:
 
     jobs = pipeline.jobs
     pipeline.keep(task)
-    job = jobs.job(task.stage, task.key())
+    job = jobs.place(task)
     record = make_records(pipeline, [task], profile)[task.stage]
     record.executor, record.submitted = "here", time.time()
     stage_inputs(job, record)
@@ -249,12 +249,9 @@ def main(argv: list[str]) -> int:
     jobs = pipeline.jobs
     with locked(jobs):
         plan = run_here(pipeline, profile, arguments.targets, print)
-        found = {task.stage: jobs.find(task) for task in plan.tasks}
-        alive = living(jobs, found.values())
-        wanted = [task for task in plan.tasks if _name(found[task.stage]) not in alive]
-        if profile.executor != "slurm":
-            # submitit's local executors know no dependencies between jobs.
-            wanted = [task for task in wanted if not task.late]
+        alive = living(jobs, plan.jobs.values())
+        wanted = [task for task in plan.tasks if plan.jobs[task.stage].name not in alive]
+        wanted = submittable(wanted, plan, profile)
         if not arguments.dry_run and wanted:
             check(jobs, wanted, profile)
             submit(pipeline, wanted, profile)
@@ -263,8 +260,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _name(job: Job | None) -> str:
-    return "" if job is None else job.name
+def submittable(tasks: list[Task], plan: Plan, profile: Profile) -> list[Task]:
+    """The tasks that can go out now: not those that run here, and nothing that waits for them."""
+    out: list[Task] = []
+    left: set[str] = set()
+    for task in tasks:
+        waits = (
+            bool(task.late) if profile.executor != "slurm" else bool(left & {*task.late.values()})
+        )
+        # submitit's local executors know no dependencies between jobs.
+        if waits or profile.runs_here(task.stage):
+            left.add(plan.jobs[task.stage].name)
+        else:
+            out.append(task)
+    return out
 
 
 def check(jobs: Jobs, tasks: list[Task], profile: Profile) -> None:
@@ -288,7 +297,7 @@ def report(jobs: Jobs, plan: Plan, sent: list[Task], profile: Profile, dry: bool
     rows: dict[tuple[str, ...], list[str]] = {}
     fresh = {task.stage for task in sent}
     for task in plan.tasks:
-        job = jobs.find(task) or jobs.job(task.stage, task.key())
+        job = plan.jobs[task.stage]
         record = job.record()
         job_id = record.job_id.partition("_")[0] if record else ""
         verb = "would be submitted" if dry else "submitted"

@@ -141,6 +141,37 @@ def test_what_depends_on_a_failure_is_cancelled_and_tried_again(toy, cluster):
     assert toy.ran() == ["check", *ALL, "teacher"]
 
 
+def test_submitting_again_after_a_failure(toy, cluster):
+    """The failed job goes on in its folder, and what was cancelled with it waits for it anew."""
+    toy.set(fails="teacher")
+    toy.submit()
+    cluster.wait(toy.job("tables").record().job_id, "CANCELLED")
+    failed = toy.job("teacher")
+    (failed.work / "checkpoint").write_text("of the first attempt")
+    toy.set(fails="nothing")
+    toy.submit()
+    assert [job.path for job in toy.jobs().of_stage("teacher")] == [failed.path]
+    toy.repro()
+    assert (failed.work / "checkpoint").exists() or failed.retired()
+    assert [attempt["how"] for attempt in failed.attempts()] == [
+        "failed: exit status 1",
+        "finished",
+    ]
+    # params.yaml was edited, so the stage that runs here did so once more, in the workspace.
+    assert toy.ran() == ["check", "check", *ALL, "teacher"]
+
+
+def test_stages_that_run_here_hold_up_what_needs_them(toy):
+    toy.profile(run_here=["check", "tables"])
+    said = toy.submit()
+    assert [line.split()[-1] for line in said.splitlines() if line.startswith("tables")] == [
+        "later"
+    ]
+    toy.repro()
+    assert toy.ran() == ["check", *ALL]
+    assert not toy.jobs().of_stage("tables")
+
+
 def test_forcing_a_stage_runs_it_again(toy):
     toy.repro("teacher")
     toy.ran()

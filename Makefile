@@ -66,4 +66,5 @@ ui: $(INSTALLED) ## Open the MLflow UI on the local store
 	@mlflow ui --backend-store-uri sqlite:///mlflow.db
 
 clean: ## Remove results and caches, keep .venv and dvc.lock
-	rm -rf data results tables/rendered .partial mlflow.db* mlruns .dvc/cache .dvc/tmp
+	@[ ! -d .slurm/jobs ] || python -m slurm.cancel --all
+	rm -rf data results tables/rendered .partial .slurm mlflow.db* mlruns .dvc/cache .dvc/tmp

@@ -3,13 +3,22 @@
     python -m pipelines.params [OVERRIDE ...]     e.g. preset=smoke method=lsq quant.wbits=3
 
 composes conf/ into params.yaml exactly as `dvc exp run -S` does, checks it, and runs nothing.
+
+    python -m pipelines.params --check
+
+reads a JSON list of lists of overrides from standard input, composes and checks each and writes
+nothing: it prints a JSON list of {"settings": what would stand in params.yaml} and
+{"error": message}. For programs that send many experiments off at once.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -51,20 +60,43 @@ def compose(overrides: list[str], path: Path = PARAMS) -> None:
     Raises:
         SettingsError: an override names no known key, group or option, or makes settings invalid.
     """
+    draft = Path.cwd() / f".{path.name}.draft.yaml"
+    try:
+        _compose_checked(overrides, draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _compose_checked(overrides: list[str], path: Path) -> None:
     from dvc.utils.hydra import compose_and_dump
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     root = Path.cwd()
-    draft = root / f".{path.name}.draft.yaml"
     try:
-        compose_and_dump(str(draft), str(root / "conf"), None, "config", str(root), overrides)
-        load_study(draft, source=" ".join(overrides) or "conf/config.yaml")
-        draft.replace(path)
+        compose_and_dump(str(path), str(root / "conf"), None, "config", str(root), overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(f"{' '.join(overrides)}: {_explain(error)}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    load_study(path, source=" ".join(overrides) or "conf/config.yaml")
+
+
+def check(candidates: list[list[str]]) -> list[dict[str, Any]]:
+    """Compose and check each list of overrides; params.yaml stays as it is.
+
+    Returns:
+        For each, {"settings": all of them} or {"error": what is wrong}.
+    """
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PARAMS.name
+        for overrides in candidates:
+            try:
+                _compose_checked(overrides, path)
+                found.append({"settings": yaml.safe_load(path.read_text())})
+            except SettingsError as error:
+                found.append({"error": str(error)})
+    return found
 
 
 def _explain(error: Exception) -> str:
@@ -78,12 +110,24 @@ def _explain(error: Exception) -> str:
     text = str(error).strip()
     key = re.match(r"Could not override '([^']+)'", text)
     if key is not None:
-        return unknown_key(key.group(1))
+        return _unknown_group(key.group(1)) or unknown_key(key.group(1))
     return text.splitlines()[0]
+
+
+def _unknown_group(word: str) -> str | None:
+    """The message where a group of conf/ is nearer to the word than any key is, else None."""
+    groups = sorted(path.name for path in Path("conf").iterdir() if path.is_dir())
+    hint = did_you_mean(word, [*groups, *StudySettings.model_fields])
+    if not any(hint == did_you_mean(group, [group]) for group in groups):
+        return None
+    return f"{word}: unknown group{hint} (groups: {', '.join(groups)})"
 
 
 def main(argv: list[str]) -> None:
     """Command line."""
+    if argv == ["--check"]:
+        print(json.dumps(check(json.load(sys.stdin))))
+        return
     compose(argv)
     study = load_study()
     print(f"{PARAMS}: study {study.study}, experiment {study.experiment().name}")

@@ -34,7 +34,7 @@ def train(study: StudySettings) -> None:
     """Train by the teacher's recipe and seed."""
     from ofq_core.distributed import join_world
     from pipelines.results import publish_folder, write_json
-    from pipelines.training import Inputs, evaluate_run, finish, train_run
+    from pipelines.training import Inputs, evaluate_run, finish, train_run, write_reference
 
     settings = study.full_precision(study.teacher.seed)
     inputs = Inputs(data=data_folder(study), teacher=None)
@@ -44,6 +44,7 @@ def train(study: StudySettings) -> None:
     if not world.main:
         return
     write_json(result / "metrics.json", {**metrics, "epochs": settings.recipe.epochs})
+    write_reference(result, metrics)
     (result / "student.pt").replace(result / "teacher.pt")
     publish_folder(result, FOLDER)
     finish(result)
@@ -60,7 +61,7 @@ def adopt(study: StudySettings) -> None:
     from ofq_core.evaluation import evaluate
     from ofq_core.training import make_deterministic
     from pipelines.results import publish_folder, write_json, write_settings
-    from pipelines.training import PARTIAL, check_fits
+    from pipelines.training import PARTIAL, check_fits, write_reference
 
     teacher = study.teacher
     threads = None if teacher.recipe is None else teacher.recipe.threads
@@ -83,6 +84,7 @@ def adopt(study: StudySettings) -> None:
     write_settings(folder / "settings.yaml", study, keys)
     source = teacher.checkpoint or teacher.pretrained
     write_json(folder / "metrics.json", {**result.as_dict(), "source": source})
+    write_reference(folder, result.as_dict())
     publish_folder(folder, FOLDER)
     report(result.as_dict())
 

@@ -33,6 +33,9 @@ from pipelines.results import read_json, write_history, write_json, write_settin
 from pipelines.stopping import stop_on_sigterm
 
 PARTIAL = Path(".partial")
+# The teacher's accuracy, beside its weights: a file of its own, because students depend on it, and
+# the teacher's metrics.json differs each time by the seconds it took.
+REFERENCE = "reference.json"
 CALIBRATION_IMAGES = 256
 UNREADABLE_NAMES = 20
 
@@ -228,9 +231,14 @@ def _reference_top1(inputs: Inputs) -> float | None:
     """What the teacher's stage measured, beside the teacher's weights."""
     if inputs.teacher is None:
         return None
-    path = inputs.teacher.with_name("metrics.json")
+    path = inputs.teacher.with_name(REFERENCE)
     value = read_json(path).get("top1") if path.is_file() else None
     return float(value) if isinstance(value, int | float) else None
+
+
+def write_reference(folder: Path, metrics: dict[str, Any]) -> None:
+    """What students compare themselves with: a function of the teacher's weights and the data."""
+    write_json(folder / REFERENCE, {key: metrics[key] for key in ("top1", "n_correct", "n_images")})
 
 
 def finish(result: Path) -> None:

@@ -10,10 +10,11 @@ from typing import TextIO
 
 from slurm.cluster import cancel, job_states
 from slurm.collect import collect
+from slurm.ids import SUBMITTING_SECONDS, lost_ids
 from slurm.jobs import Job, Jobs, Record, tail
-from slurm.launch import recover_ids
 from slurm.profile import Profile
-from slurm.states import State
+from slurm.states import GONE, UNKNOWN, State
+from slurm.words import how_ended
 
 # Files are looked at this often; SLURM is asked less often, as the profile says.
 TICK = 0.1
@@ -72,29 +73,31 @@ def _wait(jobs: Jobs, job: Job, record: Record, profile: Profile, shown: Display
             return explain(job, record, failed["message"], failed["log"])
         now = time.monotonic()
         if now - asked >= profile.poll_seconds or not asked:
-            if not record.job_id:
-                record.job_id = recover_ids(jobs, job, record)
-            state = job_states(record.executor, [job], {job.name: record.job_id})[job.name]
+            state = _state(jobs, job, record)
             asked = time.monotonic()
             shown.update(record, state)
             ended_at = (ended_at or now) if state.ended else None
         if ended_at is not None and now - ended_at >= SETTLE_SECONDS:
-            return explain(job, record, _silent_end(state), None)
+            return explain(job, record, how_ended(state, record.job_id), None)
         time.sleep(TICK)
 
 
-def _silent_end(state: State) -> str:
-    """Why a job ended that could not say so itself."""
-    reasons = {
-        "CANCELLED": "it was cancelled",
-        "GONE": "SLURM no longer knows it",
-        "NODE_FAIL": "its node failed, and it was not requeued",
-        "OUT_OF_MEMORY": "memory ran out: raise memory_gb in the profile",
-        "PREEMPTED": "it was preempted and not requeued: set requeue in the profile",
-        "TIMEOUT": "its time was up: raise time or signal_delay_seconds in the profile",
-        "FAILED": "killed without a word: most often memory ran out (memory_gb in the profile)",
-    }
-    return reasons.get(state.name, f"SLURM says {state.name}")
+def _state(jobs: Jobs, job: Job, record: Record) -> State:
+    """What SLURM says of a job. An id that the record lacks is looked for, and put there."""
+    if not record.job_id:
+        written = job.record()
+        if written is None:  # SLURM has refused it.
+            return GONE
+        record.launch, record.submitted = written.launch, written.submitted
+        record.job_id = written.job_id
+    if not record.job_id and record.executor == "slurm":
+        found = lost_ids(jobs, record.launch)
+        if found is None:
+            return UNKNOWN
+        record.job_id = found.get(job.name, "")
+    if not record.job_id and time.time() - record.submitted < SUBMITTING_SECONDS:
+        return State("PENDING", "being submitted")
+    return job_states(record.executor, [job], {job.name: record.job_id})[job.name]
 
 
 def explain(job: Job, record: Record, message: str, lines: list[str] | None) -> str:

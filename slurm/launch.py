@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from slurm.errors import SlurmError
+from slurm.ids import PREFIX as PREFIX
 from slurm.job import StageJob
-from slurm.jobs import Job, Jobs, Record, read_json, write_json
+from slurm.jobs import Job, Jobs, Record, write_json
 from slurm.profile import Profile, Resources
 
-PREFIX = "ofq-"
 MARGIN_SECONDS = 15.0
 
 
@@ -148,33 +148,6 @@ def _inside(snapshot: Path) -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = path
-
-
-def recover_ids(jobs: Jobs, job: Job, record: Record) -> str:
-    """The id of a job whose submitter was killed before it could write it down; else ''."""
-    launched = read_json(jobs.root / "launches" / record.launch / "launch.json")
-    names = launched["jobs"] if isinstance(launched, dict) else []
-    if job.name not in names:
-        return ""
-    for words in (
-        ["squeue", "--noheader", "--all", "--states=all", "--format=%F"],
-        ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID"],
-    ):
-        try:
-            done = subprocess.run(
-                [*words, f"--name={PREFIX}{record.launch}"],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=40,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            continue
-        found = done.stdout.split()
-        if done.returncode == 0 and found:
-            array = found[0].partition("_")[0]
-            return array if len(names) == 1 else f"{array}_{names.index(job.name)}"
-    return ""
 
 
 def check_accepted(profile: Profile, wanted: dict[str, Resources]) -> None:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from slurm import garbage
@@ -25,12 +24,14 @@ from slurm.cluster import job_states
 from slurm.collect import DEFINITION, fingerprints
 from slurm.contents import list_path
 from slurm.errors import SlurmError, command_main
+from slurm.ids import lost_ids
 from slurm.jobs import Job, Jobs, Record, Task, read_json, write_json
-from slurm.launch import check_accepted, check_shared, grace_seconds, recover_ids, send
+from slurm.launch import check_accepted, check_shared, grace_seconds, send
 from slurm.pipeline import Pipeline, Plan
 from slurm.profile import Profile, Resources, load_profile
-from slurm.show import table
+from slurm.report import report
 from slurm.snapshot import describe_git, take_snapshot
+from slurm.survey import find_root as find_root
 
 Say = Callable[[str], None]
 
@@ -61,10 +62,14 @@ def locked(jobs: Jobs) -> Iterator[None]:
 
 
 def living(jobs: Jobs, asked: Iterable[Job | None]) -> set[str]:
-    """The names of those jobs that were asked for and wait, run or have succeeded."""
+    """The names of those jobs that were asked for and wait, run or have succeeded.
+
+    A controller that does not answer is no reason to run anything twice.
+    """
     alive: set[str] = set()
     open_ids: dict[str, str] = {}
     executors: dict[str, list[Job]] = {}
+    launches: dict[str, dict[str, str] | None] = {}
     for job in asked:
         record = None if job is None else job.record()
         if job is None or record is None or job.failed() is not None:
@@ -72,14 +77,19 @@ def living(jobs: Jobs, asked: Iterable[Job | None]) -> set[str]:
         if job.done() is not None:
             alive.add(job.name)
             continue
-        if not record.job_id:
-            record.job_id = recover_ids(jobs, job, record)
-            if record.job_id:
+        if not record.job_id and record.executor == "slurm":
+            if record.launch not in launches:
+                launches[record.launch] = lost_ids(jobs, record.launch)
+            lost = launches[record.launch]
+            if lost is None:
+                alive.add(job.name)
+                continue
+            if job.name in lost:
+                record.job_id = lost[job.name]
                 job.write(record)
         open_ids[job.name] = record.job_id
         executors.setdefault(record.executor, []).append(job)
     for executor, members in executors.items():
-        # A controller that does not answer is no reason to run anything twice.
         states = job_states(executor, members, open_ids)
         alive.update(name for name, state in states.items() if not state.ended)
     return alive
@@ -256,7 +266,7 @@ def main(argv: list[str]) -> int:
             check(jobs, wanted, profile)
             submit(pipeline, wanted, profile)
             garbage.sweep_up(jobs, pipeline.cache)
-    report(jobs, plan, wanted, profile, arguments.dry_run)
+    print(report(plan, wanted, profile, arguments.dry_run))
     return 0
 
 
@@ -290,64 +300,6 @@ def check(jobs: Jobs, tasks: list[Task], profile: Profile) -> None:
         remark = check_shared(jobs, profile, resources)
         if remark:
             print(remark, file=sys.stderr)
-
-
-def report(jobs: Jobs, plan: Plan, sent: list[Task], profile: Profile, dry: bool) -> None:
-    """Print the plan: a row per stage and kind of job."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    fresh = {task.stage for task in sent}
-    for task in plan.tasks:
-        job = plan.jobs[task.stage]
-        record = job.record()
-        job_id = record.job_id.partition("_")[0] if record else ""
-        verb = "would be submitted" if dry else "submitted"
-        state = verb if task.stage in fresh else "done" if job.done() is not None else "has a job"
-        if task.stage not in fresh and record is None:
-            state = "later"
-        stage = task.stage.partition("@")[0]
-        after = sorted({name.partition("/")[0].partition("@")[0] for name in task.late.values()})
-        asked = describe(profile.resources_of(task.stage))
-        rows.setdefault((stage, job_id, asked, ", ".join(after), state), []).append(task.stage)
-    cells = [
-        (stage, str(len(members)), job_id, asked, after, state)
-        for (stage, job_id, asked, after, state), members in rows.items()
-    ]
-    if cells:
-        print(table(("stage", "jobs", "id", "resources of a job", "after", ""), cells))
-    for what, names in (
-        ("from the run cache", plan.cached),
-        ("not before its inputs exist", plan.blocked),
-    ):
-        if names:
-            print(f"{what}: {', '.join(names)}")
-    if not plan.tasks:
-        print("nothing to submit: everything is up to date or in the run cache")
-    elif not dry:
-        print("`dvc repro` attaches to the jobs; `python -m slurm.status` shows them")
-
-
-def describe(resources: Resources) -> str:
-    """Resources in a few words."""
-    words = [resources.partition or "default partition"]
-    if resources.nodes > 1:
-        words.append(f"{resources.nodes} nodes")
-    if resources.gpus_per_node:
-        words.append(f"{resources.gpus_per_node} GPUs")
-    words += [f"{resources.tasks} x {resources.cpus} CPUs", f"{resources.memory_gb:g} GB"]
-    return ", ".join([*words, resources.time])
-
-
-def find_root() -> Path:
-    """The workspace: the folder with dvc.yaml that holds the current one.
-
-    Raises:
-        SlurmError: there is none.
-    """
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "dvc.yaml").is_file():
-            return folder
-    raise SlurmError(f"{here}: no dvc.yaml here or above; run from a clone of the repository")
 
 
 if __name__ == "__main__":

@@ -128,6 +128,8 @@ def toy_template(tmp_path_factory):
     """The folder as a user commits it."""
     folder = tmp_path_factory.mktemp("toy-template") / "work"
     shutil.copytree(PIPELINE, folder)
+    # Under its own name DVC would take it for a part of the suite's pipeline.
+    (folder / "stages.yaml").rename(folder / "dvc.yaml")
     shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".gitignore").write_text("/data\n/results\n/tables/rendered\n/.slurm\n__pycache__\n")
     (folder / ".dvcignore").write_text(".slurm\n__pycache__\n")

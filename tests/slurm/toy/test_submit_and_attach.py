@@ -5,6 +5,9 @@ import signal
 
 import pytest
 
+from slurm.collect import collect
+from slurm.ids import lost_ids
+
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
 ALL = ["grid@a", "grid@b", "grid@c", "grid@d", "tables", "teacher"]
@@ -219,8 +222,6 @@ def test_killed_while_collecting(toy):
     jobs = toy.jobs()
     toy.until(lambda: all(job.done() is not None or job.retired() for job in jobs))
     toy.ran()
-    from slurm.collect import collect
-
     job = toy.job("grid@a")
     collect(jobs, job)
     assert lock.read_text() == before
@@ -273,9 +274,7 @@ def test_the_lost_id_of_a_killed_submit_is_found(toy):
         record = job.record()
         known, record.job_id = record.job_id, ""
         job.write(record)
-        from slurm.launch import recover_ids
-
-        assert recover_ids(toy.jobs(), job, record) == known
+        assert lost_ids(toy.jobs(), record.launch)[job.name] == known
     toy.submit()
     toy.repro()
     assert toy.ran() == ["check", *ALL]

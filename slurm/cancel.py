@@ -17,6 +17,7 @@ from slurm.errors import SlurmError, command_main
 from slurm.jobs import Jobs
 from slurm.states import UNKNOWN
 from slurm.survey import Row, find_root, refresh, select, survey
+from slurm.sweeps import Sweeps, stands
 
 # More jobs than these are counted, not listed.
 MOST_LINES = 20
@@ -75,6 +76,26 @@ def report(rows: list[Row]) -> None:
         print(f"{row.job.stage}: job {row.id} {ended or f'cancelled, was {row.state}{where}'}")
 
 
+def cancel_sweeps(jobs: Jobs) -> int:
+    """Cancel the experiments of sweeps that wait or run; how many.
+
+    Raises:
+        SlurmError: SLURM has something against it.
+    """
+    experiments = Sweeps(jobs).everything()
+    found = stands(experiments)
+    open_ids: dict[str, list[str]] = {}
+    for experiment in experiments:
+        order = experiment.order()
+        if order is not None and order.job_id and not found[experiment.path].ended:
+            open_ids.setdefault(order.executor, []).append(order.job_id)
+    for executor, ids in open_ids.items():
+        problem = cluster.cancel(executor, ids)
+        if problem:
+            raise SlurmError(f"experiments of sweeps could not be cancelled: {problem}")
+    return sum(map(len, open_ids.values()))
+
+
 def main(argv: list[str]) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m slurm.cancel")
@@ -91,10 +112,13 @@ def main(argv: list[str]) -> int:
         raise SlurmError("SLURM does not answer, nothing was cancelled; is its controller up?")
     wanted = [row for row in meant if row.alive and row.state != "ending"]
     underway = [row for row in meant if row.state == "submitting"]
+    swept = cancel_sweeps(jobs) if arguments.all else 0
+    if swept:
+        print(f"cancelled: {swept} experiments of sweeps")
     if wanted:
         cancel(jobs, wanted)
         report(wanted)
-    elif not underway:
+    elif not underway and not swept:
         print("nothing to cancel: no such job waits or runs")
     if underway:
         print(f"still being submitted, try again in a moment: {listed(underway)}")

@@ -7,7 +7,6 @@ more in each would take longer than all the rest.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,5 +94,9 @@ def collect(jobs: Jobs, job: Job) -> None:
 
 
 def workspace_of_stage() -> Path:
-    """The workspace in which DVC runs this process."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+    """The workspace in which DVC runs this process.
+
+    Not $DVC_ROOT: in the copy that `dvc exp run --temp` makes, that is the repository copied.
+    """
+    here = Path.cwd()
+    return next((path for path in (here, *here.parents) if (path / "dvc.yaml").is_file()), here)

@@ -34,6 +34,21 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """By file, but all of tests/slurm on one worker: its tests wait for each other's cluster."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileAndCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "tests/slurm" if file.startswith("tests/slurm/") else file
+
+    return ByFileAndCluster(config, log)
+
+
 def pytest_generate_tests(metafunc):
     """Give a test marked `golden` one `case` after the other, with the `group` it is from."""
     marker = metafunc.definition.get_closest_marker("golden")

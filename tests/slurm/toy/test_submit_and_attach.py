@@ -278,3 +278,18 @@ def test_the_lost_id_of_a_killed_submit_is_found(toy):
     toy.submit()
     toy.repro()
     assert toy.ran() == ["check", *ALL]
+
+
+def test_experiments(toy):
+    """In the workspace, and in a temporary copy of it that DVC removes afterwards."""
+    toy.repro()
+    toy.well("git", "add", "-A")
+    toy.well("git", "commit", "-qm", "Results")
+    toy.ran()
+    toy.well("dvc", "exp", "run", "-S", "text=two", "teacher")
+    assert toy.ran() == ["check", "teacher"]
+    assert toy.text("results/teacher/a.txt").startswith("teacher\ntwo")
+    toy.well("dvc", "exp", "run", "--temp", "-S", "text=three", "teacher")
+    assert toy.ran() == ["check", "teacher"]
+    assert toy.text("results/teacher/a.txt").startswith("teacher\ntwo")
+    assert "three" in toy.well("dvc", "exp", "show", "--csv")

@@ -116,6 +116,8 @@ def _explain(error: Exception) -> str:
 
 def _unknown_group(word: str) -> str | None:
     """The message where a group of conf/ is nearer to the word than any key is, else None."""
+    if "." in word:
+        return None
     groups = sorted(path.name for path in Path("conf").iterdir() if path.is_dir())
     hint = did_you_mean(word, [*groups, *StudySettings.model_fields])
     if not any(hint == did_you_mean(group, [group]) for group in groups):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TextIO
 
 from slurm.cluster import cancel, job_states
-from slurm.collect import collect
+from slurm.collect import DamagedError, NotOwnerError, collect, take_over
 from slurm.ids import SUBMITTING_SECONDS, lost_ids
 from slurm.jobs import Job, Jobs, Record, tail
 from slurm.profile import Profile
@@ -20,6 +22,10 @@ from slurm.words import how_ended
 TICK = 0.1
 # On a network file system a result may be seen later than the end of its job.
 SETTLE_SECONDS = 5.0
+# One that ended well has a result, so it is worth waiting for.
+COMPLETED_SECONDS = 90.0
+# So long after a task failed SLURM may still say that it starts the job again.
+REQUEUE_SECONDS = 10.0
 LINE_SECONDS = 30.0
 INTERRUPTED = 130
 FAILED = 1
@@ -29,16 +35,29 @@ class InterruptedWait(Exception):  # noqa: N818 - no error
     """Ctrl-C, or SIGTERM."""
 
 
-def attach(jobs: Jobs, job: Job, profile: Profile, stream: TextIO | None = None) -> int:
+def attach(
+    jobs: Jobs,
+    job: Job,
+    profile: Profile,
+    unchanged: Callable[[], bool] = lambda: True,
+    stream: TextIO | None = None,
+) -> int:
     """Follow a job to its end.
+
+    Args:
+        unchanged: whether the workspace still asks for just this. DVC hashes dependencies after the
+            command: it would record an edit of meanwhile as what the old result came from.
 
     Returns:
         Exit status for DVC: 0 with all outputs in place, 1 when the job failed (said on stderr),
-        130 when interrupted.
+        130 when interrupted, or when another process has attached since.
     """
     record = job.record()
     assert record is not None, job.path
-    shown = Display(job, sys.stderr if stream is None else stream)
+    shown, token = (
+        Display(job, sys.stderr if stream is None else stream),
+        take_over(jobs, job.stage),
+    )
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         failure = _wait(jobs, job, record, profile, shown)
@@ -53,7 +72,21 @@ def attach(jobs: Jobs, job: Job, profile: Profile, stream: TextIO | None = None)
         (job.path / "reported").touch()
         print(failure, file=sys.stderr, flush=True)
         return FAILED
-    collect(jobs, job)
+    if not unchanged():
+        print(
+            f"{job.stage}: its code, inputs or settings have changed while its job ran. Nothing "
+            "was taken over; `dvc repro` runs the stage as it is now, and with the change undone "
+            "takes the result of this job",
+            file=sys.stderr,
+        )
+        return FAILED
+    try:
+        collect(jobs, job, token)
+    except NotOwnerError:
+        return INTERRUPTED
+    except DamagedError as error:
+        print(f"{error} with the next `dvc repro`", file=sys.stderr)
+        return FAILED
     return 0
 
 
@@ -63,21 +96,28 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _wait(jobs: Jobs, job: Job, record: Record, profile: Profile, shown: Display) -> str | None:
     """Until the job has ended: None when its outputs are complete, else what went wrong."""
-    asked, ended_at = 0.0, None
+    asked, ended_at, failed_at = 0.0, None, None
     state = State("UNKNOWN")
     while True:
         if job.done() is not None:
             return None
-        failed = job.failed()
-        if failed is not None:
-            return explain(job, record, failed["message"], failed["log"])
-        now = time.monotonic()
+        now, failed = time.monotonic(), job.failed()
+        failed_at = (failed_at or now) if failed is not None else None
+        if failed is not None and failed_at is not None:
+            # One of several tasks may fail because SLURM takes the node of another, and requeues.
+            settled = record.tasks == 1 or state.ended or now - failed_at >= REQUEUE_SECONDS
+            if settled and not _state(jobs, job, record).waits:
+                return explain(job, record, failed["message"], failed["log"])
         if now - asked >= profile.poll_seconds or not asked:
             state = _state(jobs, job, record)
             asked = time.monotonic()
             shown.update(record, state)
             ended_at = (ended_at or now) if state.ended else None
-        if ended_at is not None and now - ended_at >= SETTLE_SECONDS:
+            if state.ended:
+                # Has a network file system look again for files that were not there.
+                os.listdir(job.path)
+        patience = COMPLETED_SECONDS if state.name == "COMPLETED" else SETTLE_SECONDS
+        if ended_at is not None and now - ended_at >= patience:
             return explain(job, record, how_ended(state, record.job_id), None)
         time.sleep(TICK)
 
@@ -102,15 +142,17 @@ def _state(jobs: Jobs, job: Job, record: Record) -> State:
 
 def explain(job: Job, record: Record, message: str, lines: list[str] | None) -> str:
     """What is shown at the prompt of a job that failed."""
+    here = [attempt for attempt in job.attempts() if attempt["job"] == record.job_id]
     if lines is None:
-        lines = tail(job)
+        # An older attempt's words would mislead.
+        lines = tail(job) if here else []
     text = [f"{job.stage}: job {record.job_id or '?'} failed: {message}"]
     if lines:
         text += ["", *(f"    {line}" for line in lines), ""]
     launch = job.path.parents[2] / "launches" / record.launch
     where = job.log if job.log.exists() else launch
     text.append(f"log: {where}")
-    if not job.attempts():
+    if not here:
         text.append(f"It never started there; what SLURM and submitit printed is in {launch}")
     text.append("`dvc repro` submits it again and goes on from its last checkpoint.")
     return "\n".join(text)

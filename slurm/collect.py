@@ -6,41 +6,38 @@ more in each would take longer than all the rest.
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 import sys
-from collections.abc import Iterable
+import uuid
 from pathlib import Path
 
-from slurm.contents import copy_path, hash_of, list_path, md5_file
+from slurm.contents import copy_path, hash_of, list_path, place_path
+from slurm.fingerprints import fingerprint, fingerprints, has_variables
 from slurm.garbage import after_commit
-from slurm.jobs import Job, Jobs, Record
+from slurm.jobs import Job, Jobs, Record, exclusive
 
-# What defines a stage besides its code: templates are filled from params.yaml.
-DEFINITION = ("dvc.yaml", "params.yaml", ".dvcignore")
-IGNORED = "__pycache__"
-
-
-def fingerprint(path: Path) -> str:
-    """Changes when a file, or a file of a folder, does: by size and time, as DVC's own memory."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    for file in files:
-        if IGNORED in file.parts or not file.is_file():
-            continue
-        found = file.stat()
-        name = file.relative_to(path).as_posix()
-        digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+# So much of a log is shown; all of it is in the job's folder.
+SHOWN_BYTES = 256 * 1024
 
 
-def fingerprints(workspace: Path, code: Iterable[str]) -> dict[str, str]:
-    """Of the definition of the stages by content, of their code by size and time."""
-    seen = {path: fingerprint(workspace / path) for path in sorted(set(code))}
-    return seen | {path: _content(workspace / path) for path in DEFINITION}
+class NotOwnerError(Exception):
+    """Another process has attached to the stage since: it will bring the outputs."""
 
 
-def _content(path: Path) -> str:
-    return md5_file(path) if path.is_file() else ""
+class DamagedError(Exception):
+    """What the job made is no longer there as it was made."""
+
+
+def take_over(jobs: Jobs, stage: str) -> str:
+    """Become the one that brings a stage's outputs: whoever attached before leaves it.
+
+    Killing DVC leaves its child behind, which would bring them a second time.
+    """
+    path = jobs.root / "attached" / stage
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex
+    path.write_text(token)
+    return token
 
 
 def collect_finished(workspace: Path, stage: str, command: list[str]) -> bool:
@@ -52,45 +49,95 @@ def collect_finished(workspace: Path, stage: str, command: list[str]) -> bool:
     jobs = Jobs(workspace)
     found = [(job, job.record()) for job in jobs.of_stage(stage) if job.done() is not None]
     records = [(job, record) for job, record in found if record is not None and record.cache]
-    if records:
-        # A stage that DVC runs again though it has the outputs is to run again.
-        after_commit(jobs, Path(records[0][1].cache))
+    if not records or has_variables(workspace):
+        return False
+    # A stage that DVC runs again though it has the outputs is to run again.
+    after_commit(jobs, Path(records[0][1].cache))
     for job, record in records:
-        if job.done() is not None and _same(jobs, record, command):
-            collect(jobs, job)
+        if job.done() is not None and _same(jobs, job, record, command):
+            try:
+                collect(jobs, job, take_over(jobs, stage))
+            except DamagedError as error:
+                print(error, file=sys.stderr)
+                return False
             return True
     return False
 
 
-def _same(jobs: Jobs, record: Record, command: list[str]) -> bool:
-    task = jobs.settle(record.task)
+def _same(jobs: Jobs, job: Job, record: Record, command: list[str]) -> bool:
+    task = jobs.settle(job, record.task)
     if task is None or task.command != command or not record.seen:
         return False
-    now = fingerprints(jobs.workspace, task.code)
+    now = fingerprints(jobs.workspace, task.code, task.params)
     if any(now[path] != record.seen.get(path) for path in now):
         return False
-    return all(
-        hash_of(list_path(jobs.workspace, item.path), item.path) == hash_of(item.files, item.path)
-        for item in task.inputs
-    )
+    for item in task.inputs:
+        # Untouched since it was hashed for the submission.
+        if record.seen.get(item.path) == fingerprint(jobs.workspace / item.path):
+            continue
+        if hash_of(list_path(jobs.workspace, item.path), item.path) != hash_of(
+            item.files, item.path
+        ):
+            return False
+    return True
 
 
-def collect(jobs: Jobs, job: Job) -> None:
+def collect(jobs: Jobs, job: Job, token: str) -> None:
     """Copy the outputs into the workspace, and show what the stage printed.
 
     The job keeps its own until DVC has them: DVC may be killed before it writes dvc.lock, and
     then asks for them again.
+
+    Args:
+        token: of `take_over`.
+
+    Raises:
+        NotOwnerError: another process has taken over since.
+        DamagedError: an output is not what the job said it made; the job counts as failed then.
     """
-    record = job.record()
+    record, made = job.record(), job.done()
     assert record is not None, job.path
-    for out in record.task.outs:
-        copy_path(job.work / out, jobs.workspace / out)
-    if job.log.exists():
-        sys.stdout.write(job.log.read_text(errors="replace"))
-        sys.stdout.flush()
-    marker = jobs.root / "collected" / job.name
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+    with exclusive(jobs.root / "collect.lock"):
+        if (jobs.root / "attached" / job.stage).read_text() != token:
+            raise NotOwnerError
+        draft = jobs.root / "arriving" / job.stage
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            for out in record.task.outs:
+                copy_path(job.work / out, draft / out)
+        except OSError as error:
+            raise _damaged(job, str(error)) from error
+        arrived: dict[str, str] = {}
+        for out in record.task.outs:
+            arrived |= list_path(draft, out)
+        if arrived != made:
+            raise _damaged(job, "its outputs have changed since it ended")
+        for out in record.task.outs:
+            place_path(draft / out, jobs.workspace / out)
+        shutil.rmtree(draft, ignore_errors=True)
+        marker = jobs.root / "collected" / job.name
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    _show_log(job)
+
+
+def _damaged(job: Job, reason: str) -> DamagedError:
+    (job.path / "reported").touch()
+    (job.path / "done.json").rename(job.path / "damaged.json")
+    return DamagedError(f"{job.stage}: the result of its job is damaged ({reason}): it runs again")
+
+
+def _show_log(job: Job) -> None:
+    try:
+        with job.log.open("rb") as log:
+            size = log.seek(0, 2)
+            if size > SHOWN_BYTES:
+                print(f"the end of {job.log}:")
+            log.seek(max(0, size - SHOWN_BYTES))
+            sys.stdout.write(log.read().decode(errors="replace"))
+    except OSError:
+        return
+    sys.stdout.flush()
 
 
 def workspace_of_stage() -> Path:

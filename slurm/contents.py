@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -107,32 +108,45 @@ def link(source: Path, target: Path) -> None:
     Raises:
         FileNotFoundError: there is no `source`.
     """
-    target.unlink(missing_ok=True)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        os.link(source, draft)
     except FileNotFoundError:
         raise
     except OSError:
-        shutil.copyfile(source, target)
-
-
-def copy_path(source: Path, target: Path) -> None:
-    """Copy a file or folder to `target`, which appears whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.arriving")
-    _remove(draft)
-    if source.is_dir():
-        shutil.copytree(source, draft)
-        _remove(target)
-    else:
         shutil.copyfile(source, draft)
-        if target.is_dir():
-            shutil.rmtree(target)
     draft.replace(target)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+def copy_path(source: Path, target: Path) -> None:
+    """Copy a file or folder.
+
+    Raises:
+        OSError: there is no source.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
     else:
-        path.unlink(missing_ok=True)
+        shutil.copyfile(source, target)
+
+
+def place_path(source: Path, target: Path) -> None:
+    """Move a file or folder to `target`, in place of what is there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    elif source.is_dir():
+        target.unlink(missing_ok=True)
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # Another file system: a copy beside the target, which then appears whole.
+        draft = target.with_name(f".{target.name}.arriving")
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        copy_path(source, draft)
+        draft.replace(target)

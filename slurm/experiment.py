@@ -22,13 +22,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from submitit.helpers import Checkpointable
 
+from slurm.attempts import close_attempt, open_attempt
 from slurm.errors import SlurmError
+from slurm.job import belong_to_the_job
 from slurm.jobs import read_json, tail, write_json
 from slurm.snapshot import git
-from slurm.sweeps import Experiment, Order, close_attempt, open_attempt, revision_of
+from slurm.sweeps import Experiment, Order, revision_of
 
 TICK = 0.05
 # SIGTERM to all processes of a job may reach this one last.
@@ -76,7 +79,7 @@ class ExperimentJob(Checkpointable):  # type: ignore[misc]
             shutil.rmtree(experiment.clone, ignore_errors=True)
             return folder
         self._notice_sigterm()
-        open_attempt(experiment)
+        open_attempt(experiment, JobEnvironment())
         try:
             if revision_of(experiment.clone, order) is None:
                 lay_out_clone(experiment, order)
@@ -143,8 +146,7 @@ class ExperimentJob(Checkpointable):  # type: ignore[misc]
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # SLURM sends SIGUSR2 to every process of the job; it is meant for this one alone.
-                preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+                preexec_fn=belong_to_the_job,
             )
             # A thread waits, so that the handler of a signal can look without taking a lock.
             threading.Thread(target=self._wait, args=(self._process,), daemon=True).start()

@@ -6,11 +6,12 @@ takes them; logs and records stay until they are old.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
 
-from slurm.jobs import Job, Jobs, Task
+from slurm.jobs import Job, Jobs, Task, exclusive
 
 KEEP_SECONDS = 14 * 24 * 3600.0
 
@@ -39,16 +40,22 @@ def after_commit(jobs: Jobs, cache: Path) -> None:
     Cheap: looks at the jobs that were collected since it was last called. A stage that DVC runs
     again though its cache has the outputs is meant to run again (`dvc repro -f`).
     """
-    for marker in (jobs.root / "collected").glob("*/*"):
-        job = jobs.named(f"{marker.parent.name}/{marker.name}")
-        made = job.done()
-        if made is None:
-            marker.unlink(missing_ok=True)
-            continue
-        cached = all((cache / md5[:2] / md5[2:]).exists() for md5 in made.values())
-        if cached and not needed(jobs, job):
-            retire(job)
-            marker.unlink(missing_ok=True)
+    with exclusive(jobs.root / "collect.lock", wait=False) as held:
+        # Held by one that collects: it will be done another time.
+        for marker in (jobs.root / "collected").glob("*/*") if held else ():
+            _retire_taken(jobs, cache, marker)
+
+
+def _retire_taken(jobs: Jobs, cache: Path, marker: Path) -> None:
+    job = jobs.named(f"{marker.parent.name}/{marker.name}")
+    made = job.done()
+    if made is None:
+        marker.unlink(missing_ok=True)
+        return
+    cached = all((cache / md5[:2] / md5[2:]).exists() for md5 in made.values())
+    if cached and not needed(jobs, job):
+        retire(job)
+        marker.unlink(missing_ok=True)
 
 
 def retire(job: Job) -> None:
@@ -58,8 +65,15 @@ def retire(job: Job) -> None:
     shutil.rmtree(job.path / "needed_by", ignore_errors=True)
 
 
-def sweep_up(jobs: Jobs, cache: Path, now: float | None = None) -> None:
-    """Remove everything that no job needs: old records, snapshots, inputs and submitit's files."""
+def sweep_up(jobs: Jobs, cache: Path, alive: set[str], now: float | None = None) -> None:
+    """Remove everything that no job needs: old records, snapshots, inputs and submitit's files.
+
+    What a job has made and DVC has not taken stays.
+
+    Args:
+        alive: names of jobs that wait, run or are done.
+        now: Unix seconds.
+    """
     after_commit(jobs, cache)
     now = time.time() if now is None else now
     snapshots: set[str] = set()
@@ -67,15 +81,14 @@ def sweep_up(jobs: Jobs, cache: Path, now: float | None = None) -> None:
     contents: set[str] = set()
     for job in list(jobs):
         record = job.record()
-        if record is None:
-            continue
-        retired = job.retired()
-        ended = retired or job.done() is not None or job.failed() is not None
-        if ended and now - record.submitted > KEEP_SECONDS:
+        over = job.retired() or (job.done() is None and job.name not in alive)
+        if over and now - _last_change(job) > KEEP_SECONDS:
             shutil.rmtree(job.path, ignore_errors=True)
             continue
+        if record is None:
+            continue
         launches.add(record.launch)
-        if not retired:
+        if not job.retired():
             snapshots.add(record.snapshot)
             contents.update(md5 for item in record.task.inputs for md5 in item.files.values())
     # A submission under way elsewhere holds the lock, so nothing here belongs to one.
@@ -86,7 +99,20 @@ def sweep_up(jobs: Jobs, cache: Path, now: float | None = None) -> None:
             path.unlink(missing_ok=True)
 
 
+def _last_change(job: Job) -> float:
+    times = []
+    for path in (job.path, *job.path.glob("*")):
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times, default=0.0)
+
+
 def _remove_others(folder: Path, kept: set[str]) -> None:
     for path in folder.glob("*"):
-        if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+        if path.name in kept:
+            continue
+        # Under another name first: what is left of it when this is cut off is not taken for whole.
+        gone = path.with_name(f".gone-{path.name.removeprefix('.gone-')}")
+        with contextlib.suppress(OSError):
+            path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)

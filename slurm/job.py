@@ -8,23 +8,25 @@ the stage as well, and SLURM itself starts the job again.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
-from submitit.helpers import Checkpointable, TorchDistributedEnvironment
+from submitit.helpers import Checkpointable
 
-from slurm.contents import link, list_path
-from slurm.jobs import Job, Jobs, Record, tail, write_json
-from slurm.snapshot import lay_out
+from slurm.attempts import close_attempt, open_attempt
+from slurm.contents import list_path
+from slurm.jobs import Job, Record, tail, write_json
+from slurm.layout import StageError, stage_environment, stage_inputs
+from slurm.states import states
 
 # A stage that was told to stop and has saved ends with this status.
 STOPPED = (143, -signal.SIGTERM)
@@ -32,10 +34,13 @@ STOPPED = (143, -signal.SIGTERM)
 PATIENCE_SECONDS = 600.0
 READY_SECONDS = 600.0
 TICK = 0.05
-
-
-class StageError(RuntimeError):
-    """The stage failed, or cannot be run."""
+# How often it is looked at whether a later attempt has started.
+LOOK_SECONDS = 2.0
+# How often SLURM is asked again for a requeue that it refused or did not hear of.
+AGAIN_SECONDS = 5.0
+# prctl's word for the signal that a process gets when its parent dies. Linux alone has it.
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 
 class StageJob(Checkpointable):  # type: ignore[misc]
@@ -44,10 +49,11 @@ class StageJob(Checkpointable):  # type: ignore[misc]
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._status: int | None = None
+        self._token = ""
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickled by the handler of SIGUSR2 while the stage runs.
-        return {"_process": None, "_status": None}
+        return {"_process": None, "_status": None, "_token": ""}
 
     def __call__(self, folder: str) -> str:
         """Run the stage to its end.
@@ -68,17 +74,61 @@ class StageJob(Checkpointable):  # type: ignore[misc]
         main = environment.global_rank == 0
         try:
             self._start(job, record, environment)
-            while self._status is None:
-                time.sleep(TICK)
+            self._watch(job)
             if self._status in STOPPED:
                 self._await_the_end(job, main)
             if self._status:
                 raise StageError(_why(self._status))
             if main:
-                _finish(job, record)
-        except (StageError, UncompletedJobError, OSError, subprocess.SubprocessError) as error:
-            _fail(job, str(error), self._status, environment)
+                self._finish(job, record)
+        except subprocess.SubprocessError as error:
+            # `scontrol requeue`, in the handler of SIGUSR2, had no success.
+            if _requeued_after_all(error, environment.job_id, record.grace_seconds):
+                self._await_the_end(job, main)
+            self._fail(job, str(error), environment)
+        except (StageError, UncompletedJobError, OSError) as error:
+            self._fail(job, str(error), environment)
         return folder
+
+    def _fail(self, job: Job, message: str, environment: JobEnvironment) -> None:
+        """End with an error, unless all was done, or another attempt has taken the folder over.
+
+        Raises:
+            StageError: always but where all was done.
+        """
+        if job.done() is not None:
+            return
+        if self._owns(job):
+            _fail(job, message, self._status, environment)
+        raise StageError(message)
+
+    def _owns(self, job: Job) -> bool:
+        """Whether no later attempt has started: SLURM may take a node for lost that still runs."""
+        try:
+            return not self._token or (job.path / "ready").read_text() == self._token
+        except FileNotFoundError:
+            # Sent off again, and not started yet.
+            return False
+        except OSError:
+            # The network drive hiccups.
+            return True
+
+    def _watch(self, job: Job) -> None:
+        """Until the stage has ended."""
+        looked = time.monotonic()
+        while self._status is None:
+            time.sleep(TICK)
+            if time.monotonic() - looked < LOOK_SECONDS:
+                continue
+            looked = time.monotonic()
+            if not self._owns(job) and self._process is not None:
+                self._process.kill()
+                raise StageError("another attempt of this job has taken over")
+
+    def _finish(self, job: Job, record: Record) -> None:
+        if not self._owns(job):
+            raise StageError("another attempt of this job has taken over")
+        _finish(job, record)
 
     def checkpoint(self, folder: str) -> DelayedSubmission | None:
         """Have the stage save and stop; called by submitit in the handler of SIGUSR2.
@@ -98,19 +148,20 @@ class StageJob(Checkpointable):  # type: ignore[misc]
             if self._status in STOPPED:
                 how = "told to save, stopped and requeued"
             elif self._status == 0 and record is not None:
-                how = "finished while told to save"
-                _finish(job, record)
+                # Requeued all the same: the next attempt finds that all is done.
+                self._finish(job, record)
+                return DelayedSubmission(self, folder)
         if record is not None and not record.requeue:
-            _close_attempt(job, how.replace("requeued", "not requeued"))
+            close_attempt(job, how.replace("requeued", "not requeued"))
             return None
-        _close_attempt(job, how)
+        close_attempt(job, how)
         return DelayedSubmission(self, folder)
 
     def _start(self, job: Job, record: Record, environment: JobEnvironment) -> None:
         ready = job.path / "ready"
-        token = f"{environment.job_id}/{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        self._token = token = f"{environment.job_id}/{os.environ.get('SLURM_RESTART_COUNT', '0')}"
         if environment.global_rank == 0:
-            _open_attempt(job, environment)
+            open_attempt(job, environment)
             stage_inputs(job, record)
             ready.write_text(token)
         else:
@@ -127,8 +178,7 @@ class StageJob(Checkpointable):  # type: ignore[misc]
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # SLURM sends SIGUSR2 to every process of the job; it is meant for this one alone.
-                preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+                preexec_fn=belong_to_the_job,
             )
         # A thread waits, so that the handler of a signal can look without taking a lock.
         threading.Thread(target=self._wait, args=(self._process,), daemon=True).start()
@@ -142,74 +192,45 @@ class StageJob(Checkpointable):  # type: ignore[misc]
         The handler of SIGUSR2 may still come, too, and ask for the job to be requeued.
         """
         if main:
-            _close_attempt(job, "stopped by SLURM (SIGTERM) after saving")
+            close_attempt(job, "stopped by SLURM (SIGTERM) after saving")
         end = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < end:
             time.sleep(TICK)
 
 
-def stage_environment(job: Job, record: Record, environment: JobEnvironment) -> dict[str, str]:
-    """The environment of the stage: that of the job, the profile's, and what the job tells it."""
-    git = record.git
-    told = {
-        **record.environment,
-        "PYTHONPATH": str(job.work),
-        "DVC_STAGE": record.task.stage,
-        "OFQ_PROFILE": "local",
-        "OFQ_WORKSPACE": record.workspace,
-        "OFQ_PROGRESS": str(job.path / "progress.json"),
-        "OFQ_ATTEMPTS": str(job.path / "attempts.json"),
-        "OFQ_GIT_DIRTY": str(bool(git.get("dirty"))).lower(),
-    }
-    if git.get("commit"):
-        told["OFQ_GIT_COMMIT"] = git["commit"]
-    if environment.num_tasks > 1:
-        world = TorchDistributedEnvironment()
-        told |= {
-            "MASTER_ADDR": world.master_addr,
-            "MASTER_PORT": str(world.master_port),
-            "RANK": str(world.rank),
-            "WORLD_SIZE": str(world.world_size),
-            "LOCAL_RANK": str(world.local_rank),
-            "LOCAL_WORLD_SIZE": str(world.local_world_size),
-        }
-    # One task per process here; and a stage that draws must not look like a task of submitit's.
-    dropped = ("OFQ_PROCESSES", "DVC_ROOT")
-    return {key: value for key, value in os.environ.items() if key not in dropped} | told
+def _requeued_after_all(
+    error: subprocess.SubprocessError, job_id: str, grace_seconds: float
+) -> bool:
+    """Whether the job starts again though asking for it failed; asks again for a while.
 
-
-def stage_inputs(job: Job, record: Record) -> None:
-    """Lay out the private folder: tracked files, and the inputs that other stages made.
-
-    Raises:
-        StageError: an input is gone.
+    SLURM refuses where it takes the node already and the job waits again, the SIGTERM for all of
+    the job may end scontrol, and the controller may be down.
     """
-    jobs = Jobs(Path(record.workspace))
-    task = record.task
-    paths = [*task.outs, *(item.path for item in task.inputs)]
-    lay_out(jobs.root / "snapshots" / record.snapshot, job.work, paths)
-    for item in task.inputs:
-        sources = {name: jobs.store.path(md5) for name, md5 in item.files.items()}
-        for out, upstream in item.late.items():
-            made = jobs.named(upstream).done()
-            if made is None:
-                raise StageError(f"{upstream}, which makes {out}, has no result")
-            for name in made:
-                if _inside(name, item.path):
-                    sources[name] = jobs.named(upstream).work / name
-        for name, source in sources.items():
-            target = job.work / name
-            if target.exists():
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                link(source, target)
-            except FileNotFoundError as error:
-                raise StageError(f"the input {name} is gone ({source})") from error
+    end = time.monotonic() + grace_seconds
+    while True:
+        if getattr(error, "returncode", None) == -signal.SIGTERM:
+            return True
+        state = states([job_id])[job_id]
+        if state.waits or state.name in ("COMPLETING", "PREEMPTED"):
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(AGAIN_SECONDS)
+        try:
+            subprocess.run(["scontrol", "requeue", job_id], check=True, timeout=60)
+            return True
+        except subprocess.SubprocessError as again:
+            error = again
 
 
-def _inside(name: str, path: str) -> bool:
-    return name == path or name.startswith(path + "/")
+def belong_to_the_job() -> None:
+    """In the stage's process, before it becomes the stage."""
+    # SLURM sends SIGUSR2 to every process of the job; it is meant for the parent alone.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    # Where SLURM has no cgroups, a stage whose parent was killed would train on without a job, in
+    # the folder in which the next attempt trains.
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wait_for(ready: Path, token: str) -> None:
@@ -225,37 +246,6 @@ def _wait_for(ready: Path, token: str) -> None:
     raise StageError(f"{ready} did not come within {READY_SECONDS:.0f} s from the first task")
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _open_attempt(job: Job, environment: JobEnvironment) -> None:
-    attempts = job.attempts()
-    for attempt in attempts:
-        if attempt["ended"] is None and attempt["how"] == "running":
-            attempt["how"] = "cut off without notice: killed, requeued or its node lost"
-    attempts.append(
-        {
-            "job": environment.job_id,
-            "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-            "nodes": os.environ.get("SLURM_JOB_NODELIST") or environment.hostname,
-            "tasks": environment.num_tasks,
-            "began": _now(),
-            "ended": None,
-            "how": "running",
-            "log_offset": job.log.stat().st_size if job.log.exists() else 0,
-        }
-    )
-    write_json(job.path / "attempts.json", attempts)
-
-
-def _close_attempt(job: Job, how: str) -> None:
-    attempts = job.attempts()
-    if attempts and attempts[-1]["ended"] is None:
-        attempts[-1] |= {"ended": _now(), "how": how}
-        write_json(job.path / "attempts.json", attempts)
-
-
 def _finish(job: Job, record: Record) -> None:
     """Say what was made. Outputs stay where they are: whoever attaches copies them."""
     files: dict[str, str] = {}
@@ -264,7 +254,7 @@ def _finish(job: Job, record: Record) -> None:
         if not made:
             raise StageError(f"the stage ended well, but made no {out}")
         files.update(made)
-    _close_attempt(job, "finished")
+    close_attempt(job, "finished")
     write_json(job.path / "done.json", {"files": files})
 
 
@@ -282,7 +272,7 @@ def _fail(job: Job, message: str, status: int | None, environment: JobEnvironmen
     if rank:
         message = f"process {rank}: {message}"
     else:
-        _close_attempt(job, f"failed: {message}")
+        close_attempt(job, f"failed: {message}")
     if job.failed() is None:
         lines = tail(job, rank)
         write_json(job.path / "failed.json", {"message": message, "status": status, "log": lines})

@@ -2,6 +2,7 @@
 
     .slurm/jobs/<stage>/<key>/     one job: one stage with certain inputs
         job.json                   what is to be done, and the cluster's job id
+        inputs.json                what it was given, once it has started
         attempts.json              every start of it: job, node, how it ended
         progress.json              where training stands, written by the stage
         log.txt                    all that the stage printed, over all attempts
@@ -16,11 +17,13 @@ All of it must be on a file system that the nodes share.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from slurm.contents import Store, hash_of, within
 
 FOLDER = ".slurm"
 TAIL_LINES = 40
+TAIL_BYTES = 64 * 1024
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,6 +83,15 @@ class Task:
     def late(self) -> dict[str, str]:
         """All outputs of other jobs that this task waits for, with the jobs' folders."""
         return {out: job for item in self.inputs for out, job in item.late.items()}
+
+    def hash_of(self, path: str) -> str | None:
+        """DVC's hash of a dependency; None where jobs still have to make it."""
+        if path in self.code:
+            return self.code[path]
+        for item in self.inputs:
+            if item.path == path and not item.late:
+                return hash_of(item.files, path)
+        return None
 
     def key(self) -> str:
         """Hash of all that decides the result: what DVC's own run cache goes by."""
@@ -185,6 +198,11 @@ class Job:
         value = read_json(self.path / "failed.json")
         return value if isinstance(value, dict) else None
 
+    def inputs(self) -> dict[str, str] | None:
+        """What was laid out for the stage: workspace path -> MD5; None before it first started."""
+        value = read_json(self.path / "inputs.json")
+        return value if isinstance(value, dict) else None
+
     def attempts(self) -> list[dict[str, Any]]:
         """Every start so far."""
         value = read_json(self.path / "attempts.json")
@@ -197,7 +215,14 @@ class Job:
 
     def clear(self) -> None:
         """Forget how it ended, before it is sent off again; its private folder stays."""
-        for name in ("failed.json", "reported", "done.json", "retired.json", "ready"):
+        for name in (
+            "failed.json",
+            "reported",
+            "done.json",
+            "retired.json",
+            "damaged.json",
+            "ready",
+        ):
             (self.path / name).unlink(missing_ok=True)
 
     def forget_files(self) -> None:
@@ -246,29 +271,53 @@ class Jobs:
             record = job.record()
             if not job.exists() or record is None:
                 continue
-            if record.task.key() == key:
+            if record.task.key() == key and (not record.task.late or self._took(job, task)):
                 return job
-            settled = self.settle(record.task) if record.task.late else None
+            settled = self.settle(job, record.task) if record.task.late else None
             if settled is not None and settled.key() == key:
                 return job
         return None
+
+    def _took(self, job: Job, task: Task) -> bool:
+        """Whether a finished job took what the jobs that it waited for hold now."""
+        now, then = self.settle(None, task), self.settle(job, task)
+        return now is None or then is None or now.key() == then.key()
 
     def place(self, task: Task) -> Job:
         """The job of a task: the one there is, with its checkpoints, or a new one."""
         return self.find(task) or self.job(task.stage, task.key())
 
-    def settle(self, task: Task) -> Task | None:
-        """The task with the contents of its late inputs; None while a job has not made them."""
+    def settle(self, job: Job | None, task: Task) -> Task | None:
+        """A task with the contents of its late inputs; None while they are not made.
+
+        Args:
+            job: whose task it is. If it has run it knows what it took: what an upstream job holds
+                may be another by now. None: what they hold now.
+        """
+        taken = job.inputs() if job is not None and job.done() is not None else None
         inputs = []
         for item in task.inputs:
             files = dict(item.files)
             for out, name in item.late.items():
-                made = self.named(name).made()
+                made = taken if taken is not None else self.named(name).made()
                 if made is None:
                     return None
                 files.update(within(made, out))
             inputs.append(Input(item.path, within(files, item.path)))
         return replace(task, inputs=inputs)
+
+
+@contextmanager
+def exclusive(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock among processes; the value says whether it is held (always, when waiting)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def _written(job: Job) -> float:
@@ -286,7 +335,8 @@ def tail(job: Job, rank: int = 0) -> list[str]:
     offset = attempts[-1].get("log_offset", 0) if attempts and rank == 0 else 0
     try:
         with path.open("rb") as file:
-            file.seek(offset)
+            # A stage may have printed more than memory holds, and run out of it.
+            file.seek(max(offset, file.seek(0, 2) - TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return []

@@ -79,7 +79,7 @@ def _submit(
     folder = jobs.root / "launches" / record.launch
     folders = [str(job.path) for job in batch]
     executor = make_executor(folder, snapshot, profile, resources, after)
-    with _inside(snapshot):
+    with _inside(snapshot), outside():
         if profile.executor == "slurm":
             return [job.job_id for job in executor.map_array(StageJob(), folders)]
         handles = [executor.submit(StageJob(), path) for path in folders]
@@ -132,6 +132,18 @@ def make_executor(
         additional_parameters=words,
     )
     return executor
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Without the variables of the job this may be typed in: they would count for the new one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    from submitit.helpers import clean_env
+
+    with clean_env():
+        yield
 
 
 @contextmanager
@@ -204,6 +216,8 @@ def check_shared(jobs: Jobs, profile: Profile, resources: Resources) -> str | No
             ("account", resources.account),
             ("qos", resources.qos),
             ("constraint", resources.constraint),
+            # Some partitions take no job without one.
+            ("gpus-per-node", min(1, resources.gpus_per_node) or None),
         )
         if value is not None
     ]
@@ -212,7 +226,8 @@ def check_shared(jobs: Jobs, profile: Profile, resources: Resources) -> str | No
     words += [f"--job-name={PREFIX}probe", "--output=/dev/null", "--chdir=/", f"--wrap={script}"]
     done = _run(words)
     if done.returncode:
-        raise SlurmError(f"SLURM refuses the probe job: {_last_line(done.stderr)}")
+        reason = _last_line(done.stderr)
+        return f"SLURM refuses a probe job ({reason}); going on without the check of the folder"
     job_id = done.stdout.strip().partition(";")[0]
     try:
         if _probed(job_id, answer, token, profile.probe_seconds):
@@ -238,6 +253,8 @@ def _probed(job_id: str, answer: Path, token: str, seconds: float) -> bool:
         state = states([job_id])[job_id]
         if state.ended:
             time.sleep(1.0)  # what a node writes may take a moment to be seen here
+            if state.name not in {"FAILED", "COMPLETED"}:
+                return False
             if answer.is_file() and answer.read_text() == token:
                 return True
             where = f" on node {state.node}" if state.node else ""
@@ -245,13 +262,14 @@ def _probed(job_id: str, answer: Path, token: str, seconds: float) -> bool:
                 f"{answer.parents[2]} is not shared with the nodes: a probe job{where} could not "
                 "copy a file there. Put the clone on a file system that all nodes mount"
             )
-        time.sleep(0.2)
+        time.sleep(0.5)
     return False
 
 
 def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        with outside():
+            return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     except FileNotFoundError as error:
         raise SlurmError(
             f"{words[0]} is not installed here: log in to a node that has it"

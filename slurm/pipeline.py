@@ -17,11 +17,11 @@ from typing import Any
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from dvc_data.hashfile.hash_info import HashInfo
-from dvc_data.hashfile.meta import Meta
 
-from slurm.contents import hash_of, list_path, overlap, within
+from slurm.cached import listing_of, run_cached
+from slurm.contents import list_path, overlap, within
 from slurm.errors import SlurmError
+from slurm.fingerprints import fingerprint, fingerprints
 from slurm.jobs import Input, Job, Jobs, Task
 from slurm.outputs import Made, Outputs
 
@@ -57,6 +57,8 @@ class Pipeline:
         except DvcException as error:
             raise SlurmError(f"{workspace}: {error}") from error
         self.jobs = Jobs(workspace)
+        # What the stages were read from: whoever takes a snapshot later sees whether it changed.
+        self.seen = fingerprints(workspace, (), ())
         self._code: dict[str, Any] = {}
         self._params: dict[str, Any] = {}
 
@@ -68,6 +70,12 @@ class Pipeline:
     def cached(self, md5: str) -> Path:
         """Where DVC's cache has a content, or would."""
         return self.cache / md5[:2] / md5[2:]
+
+    def _list(self, path: str) -> dict[str, str]:
+        """The files at a path of the workspace that count for DVC, with their hashes."""
+        ignored, root = self.repo.dvcignore.is_ignored_file, self.workspace
+        files = list_path(root, path)
+        return {name: md5 for name, md5 in files.items() if not ignored(str(root / name))}
 
     def stages(self, targets: Iterable[str] = ()) -> list[Any]:
         """The stages that `dvc repro` would look at, upstream first.
@@ -98,6 +106,7 @@ class Pipeline:
         if dependency.def_path not in self._code:
             if not dependency.exists:
                 raise SlurmError(f"{dependency.stage.addressing} needs {dependency}, not found")
+            self.seen[dependency.def_path] = fingerprint(self.workspace / dependency.def_path)
             self._code[dependency.def_path] = dependency.get_hash()
         return str(self._code[dependency.def_path].value)
 
@@ -110,7 +119,7 @@ class Pipeline:
             self._params[path] = load_path(path, self.repo.fs)
         everything = self._params[path]
         if not dependency.params:
-            return dict(everything)
+            return dict(plain(everything))
         values = {}
         for key in dependency.params:
             value: Any = everything
@@ -122,7 +131,7 @@ class Pipeline:
                     )
                 value = value[word]
             values[key] = value
-        return values
+        return dict(plain(values))
 
     def task_now(self, stage: Any) -> Task | None:
         """The task of a stage whose dependencies are all there, by its key alone: without the
@@ -146,7 +155,7 @@ class Pipeline:
                 index.add(out.def_path, Made())
         made = [path for path in task.code if index.sources(path)]
         code = {path: md5 for path, md5 in task.code.items() if path not in made}
-        inputs = [Input(path, list_path(self.workspace, path)) for path in made]
+        inputs = [Input(path, self._list(path)) for path in made]
         return replace(task, code=code, inputs=inputs)
 
     # What has changed
@@ -155,14 +164,20 @@ class Pipeline:
         """What `dvc repro` of the targets would run, with inputs foreseen."""
         plan = Plan()
         made = Outputs()
+        for stage in self.repo.index.stages:
+            # Data that DVC tracks by itself (`dvc add`), and what it is told to leave alone.
+            if not stage.cmd or stage.frozen:
+                made.add_all(_outs(stage), Made(listing_of(stage.outs, self.cache)))
         for stage in self.stages(targets):
+            if stage.frozen:
+                continue
             task, blocked = self._foresee(stage, made)
             outs = _outs(stage)
             if blocked or task is None:
                 (plan.blocked if blocked or self._changed(stage, None) else plan.unchanged).append(
                     stage.addressing
                 )
-                known = None if blocked else self._listing(stage.outs)
+                known = None if blocked else listing_of(stage.outs, self.cache)
                 made.add_all(outs, Made(known))
                 continue
             files = None if task.late else self._finished(stage, task)
@@ -223,7 +238,7 @@ class Pipeline:
         for entry in sorted((self.workspace / path).glob("*")):
             name = entry.relative_to(self.workspace).as_posix()
             if not any(overlap(name, out) for out in outs):
-                found.update(list_path(self.workspace, name))
+                found.update(self._list(name))
         return found
 
     def _changed(self, stage: Any, task: Task | None) -> bool:
@@ -233,73 +248,26 @@ class Pipeline:
         for dependency in stage.deps:
             recorded = dependency.hash_info.value
             if isinstance(dependency, ParamsDependency):
-                if recorded != self.param_values(dependency):
+                if plain(recorded) != self.param_values(dependency):
                     return True
             elif task is None:
                 if dependency.changed_checksum():
                     return True
-            elif recorded != _hash_in(task, dependency.def_path):
+            elif recorded != task.hash_of(dependency.def_path):
                 return True
         return any(out.changed_checksum() if out.exists else True for out in stage.outs)
 
     def _finished(self, stage: Any, task: Task) -> dict[str, str] | None:
         """Contents of the outputs where DVC need not run the stage: as recorded, or cached."""
         if self._changed(stage, task):
-            return self._run_cached(stage, task)
-        listing = self._listing(stage.outs)
+            return run_cached(self.repo, stage, task, self.cache)
+        listing = listing_of(stage.outs, self.cache)
         if listing is None:
             # Never committed to the cache, or removed from it.
             listing = {}
             for out in stage.outs:
-                listing.update(list_path(self.workspace, out.def_path))
+                listing.update(self._list(out.def_path))
         return listing
-
-    def _listing(self, outs: Iterable[Any]) -> dict[str, str] | None:
-        """Files of outputs by the hashes DVC knows; None when it does not."""
-        files: dict[str, str] = {}
-        for out in outs:
-            value = out.hash_info.value
-            if value is None:
-                return None
-            if not value.endswith(".dir"):
-                files[out.def_path] = value
-                continue
-            try:
-                rows = json.loads(self.cached(value).read_text())
-            except (OSError, ValueError):
-                return None
-            files.update({f"{out.def_path}/{row['relpath']}": row["md5"] for row in rows})
-        return files
-
-    def _run_cached(self, stage: Any, task: Task) -> dict[str, str] | None:
-        """Contents of the outputs that DVC's run cache has for this task."""
-        recorded = [(item, item.hash_info, item.meta) for item in stage.deps]
-        try:
-            return self._look_up(stage, task)
-        finally:
-            # What dvc.lock says of a stage is asked for again.
-            for item, hash_info, meta in recorded:
-                item.hash_info, item.meta = hash_info, meta
-
-    def _look_up(self, stage: Any, task: Task) -> dict[str, str] | None:
-        for dependency in stage.deps:
-            if isinstance(dependency, ParamsDependency):
-                dependency.fill_values(task.params[dependency.def_path])
-            else:
-                dependency.hash_info = HashInfo("md5", _hash_in(task, dependency.def_path))
-                dependency.meta = Meta()
-        try:
-            cache = self.repo.stage_cache
-            found = cache._load(stage)
-            if not found:
-                return None
-            restored = cache._create_stage(found, wdir=stage.wdir)
-        except (DvcException, AssertionError, OSError):
-            return None
-        files = self._listing(restored.outs)
-        if files is None or not all(self.cached(md5).is_file() for md5 in files.values()):
-            return None
-        return files
 
     def keep(self, task: Task) -> None:
         """Put the known inputs of a task into the store of .slurm.
@@ -326,6 +294,11 @@ class Pipeline:
                         yield job.work / name
 
 
+def plain(value: Any) -> Any:
+    """A value as JSON has it: keys become words, so that what is read back is equal."""
+    return json.loads(json.dumps(value, default=str, sort_keys=False))
+
+
 def inner_command(stage: Any) -> list[str] | None:
     """What stands behind `python -m slurm.run --` in a stage's command; None without that."""
     if not isinstance(stage.cmd, str):
@@ -336,13 +309,3 @@ def inner_command(stage: Any) -> list[str] | None:
 
 def _outs(stage: Any) -> list[str]:
     return sorted(out.def_path for out in stage.outs)
-
-
-def _hash_in(task: Task, path: str) -> str | None:
-    """DVC's hash of a dependency of a task without late inputs."""
-    if path in task.code:
-        return task.code[path]
-    for item in task.inputs:
-        if item.path == path:
-            return hash_of(item.files, path)
-    return None

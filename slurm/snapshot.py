@@ -63,11 +63,13 @@ def take_snapshot(workspace: Path, folder: Path, code: Iterable[str]) -> str:
     """
     names = tracked_files(workspace, code)
     digest = hashlib.sha256()
+    contents = {}
     for name in names:
         path = workspace / name
         mode = path.stat().st_mode & 0o111
-        content = path.read_bytes()
-        digest.update(f"{name}\0{mode}\0{len(content)}\0".encode() + content)
+        contents[name] = path.read_bytes(), mode
+        digest.update(f"{name}\0{mode}\0{len(contents[name][0])}\0".encode())
+        digest.update(contents[name][0])
     key = digest.hexdigest()[:20]
     target = folder / key
     if target.exists():
@@ -76,9 +78,10 @@ def take_snapshot(workspace: Path, folder: Path, code: Iterable[str]) -> str:
         return key
     draft = folder / f".{key}.{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
-    for name in names:
+    for name, (content, mode) in contents.items():
         (draft / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(workspace / name, draft / name)
+        (draft / name).write_bytes(content)
+        (draft / name).chmod(0o644 | mode)
     try:
         draft.replace(target)
     except OSError:

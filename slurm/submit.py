@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from slurm import garbage
-from slurm.cluster import job_states
-from slurm.collect import DEFINITION, fingerprints
 from slurm.contents import list_path
 from slurm.errors import SlurmError, command_main
-from slurm.ids import lost_ids
-from slurm.jobs import Job, Jobs, Record, Task, read_json, write_json
+from slurm.fingerprints import DEFINITION, fingerprint, fingerprints
+from slurm.jobs import Jobs, Record, Task, read_json, write_json
 from slurm.launch import check_accepted, check_shared, grace_seconds, send
+from slurm.living import cancel_all, dead, living
 from slurm.pipeline import Pipeline, Plan
 from slurm.profile import Profile, Resources, load_profile
 from slurm.report import report
@@ -61,50 +60,30 @@ def locked(jobs: Jobs) -> Iterator[None]:
         ) from error
 
 
-def living(jobs: Jobs, asked: Iterable[Job | None]) -> set[str]:
-    """The names of those jobs that were asked for and wait, run or have succeeded.
-
-    A controller that does not answer is no reason to run anything twice.
-    """
-    alive: set[str] = set()
-    open_ids: dict[str, str] = {}
-    executors: dict[str, list[Job]] = {}
-    launches: dict[str, dict[str, str] | None] = {}
-    for job in asked:
-        record = None if job is None else job.record()
-        if job is None or record is None or job.failed() is not None:
-            continue
-        if job.done() is not None:
-            alive.add(job.name)
-            continue
-        if not record.job_id and record.executor == "slurm":
-            if record.launch not in launches:
-                launches[record.launch] = lost_ids(jobs, record.launch)
-            lost = launches[record.launch]
-            if lost is None:
-                alive.add(job.name)
-                continue
-            if job.name in lost:
-                record.job_id = lost[job.name]
-                job.write(record)
-        open_ids[job.name] = record.job_id
-        executors.setdefault(record.executor, []).append(job)
-    for executor, members in executors.items():
-        states = job_states(executor, members, open_ids)
-        alive.update(name for name, state in states.items() if not state.ended)
-    return alive
-
-
 def make_records(pipeline: Pipeline, tasks: Iterable[Task], profile: Profile) -> dict[str, Record]:
-    """How tasks are to be run, by stage, on a snapshot of the tracked files as they are now."""
+    """How tasks are to be run, by stage, on a snapshot of the tracked files as they are now.
+
+    Raises:
+        SlurmError: they are no longer what the tasks were made from.
+    """
     jobs, tasks = pipeline.jobs, list(tasks)
     code = {path for task in tasks for path in task.code}
+    params = {path for task in tasks for path in task.params}
     snapshot = take_snapshot(jobs.workspace, jobs.root / "snapshots", code)
-    git, seen = describe_git(jobs.workspace), fingerprints(jobs.workspace, code)
+    git, seen = describe_git(jobs.workspace), fingerprints(jobs.workspace, code, params)
+    changed = sorted(path for path, was in pipeline.seen.items() if seen.get(path, was) != was)
+    if changed:
+        raise SlurmError(
+            f"{', '.join(changed)} changed while this was being submitted, nothing more was; "
+            "run it again"
+        )
+    for path in {item.path for task in tasks for item in task.inputs if not item.late}:
+        seen[path] = fingerprint(jobs.workspace / path)
     records = {}
     for task in tasks:
         records[task.stage] = make_record(jobs, task, profile, snapshot, git)
-        own = {path: seen[path] for path in (*task.code, *DEFINITION)}
+        known = [item.path for item in task.inputs if not item.late]
+        own = {path: seen[path] for path in (*task.code, *task.params, *DEFINITION, *known)}
         records[task.stage].seen, records[task.stage].cache = own, str(pipeline.cache)
     return records
 
@@ -153,7 +132,7 @@ def submit(pipeline: Pipeline, tasks: list[Task], profile: Profile) -> list[Batc
     jobs, records = pipeline.jobs, make_records(pipeline, tasks, profile)
     for task in tasks:
         pipeline.keep(task)
-    waiting, sent = group(tasks, profile), []
+    waiting, sent = group(tasks, profile), list[Batch]()
     places = {task.stage: jobs.place(task) for task in tasks}
     ours = {job.name for job in places.values()}
     while waiting:
@@ -165,10 +144,21 @@ def submit(pipeline: Pipeline, tasks: list[Task], profile: Profile) -> list[Batc
             job = places[task.stage]
             pairs.append((job, records[task.stage]))
             garbage.mark_needed(jobs, job, task)
-        batch.ids = send(jobs, pairs, profile, batch.resources, after_ids(jobs, batch.after))
+        after = after_ids(jobs, batch.after)
+        try:
+            batch.ids = send(jobs, pairs, profile, batch.resources, after)
+        except SlurmError as error:
+            raise SlurmError(f"{error}{_already(sent)}") from error
         ours -= {job.name for job, _ in pairs}
         sent.append(batch)
     return sent
+
+
+def _already(sent: list[Batch]) -> str:
+    if not sent:
+        return ""
+    ids = ", ".join(batch.ids[0].partition("_")[0] for batch in sent)
+    return f". Submitted before that: {ids}; submitting again sends the rest"
 
 
 def after_ids(jobs: Jobs, names: Iterable[str]) -> list[str]:
@@ -213,7 +203,7 @@ def run_here(pipeline: Pipeline, profile: Profile, targets: list[str], say: Say)
 
 def execute_here(pipeline: Pipeline, task: Task, profile: Profile) -> None:
     """Run one stage in its job's folder, in this process's environment."""
-    from slurm.job import stage_inputs
+    from slurm.layout import stage_inputs
 
     jobs = pipeline.jobs
     pipeline.keep(task)
@@ -260,12 +250,13 @@ def main(argv: list[str]) -> int:
     with locked(jobs):
         plan = run_here(pipeline, profile, arguments.targets, print)
         alive = living(jobs, plan.jobs.values())
-        wanted = [task for task in plan.tasks if plan.jobs[task.stage].name not in alive]
+        wanted, in_vain = dead(plan, alive)
         wanted = submittable(wanted, plan, profile)
         if not arguments.dry_run and wanted:
             check(jobs, wanted, profile)
+            cancel_all(in_vain)
             submit(pipeline, wanted, profile)
-            garbage.sweep_up(jobs, pipeline.cache)
+            garbage.sweep_up(jobs, pipeline.cache, living(jobs, list(jobs)))
     print(report(plan, wanted, profile, arguments.dry_run))
     return 0
 

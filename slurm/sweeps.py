@@ -11,12 +11,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,37 +92,6 @@ def revision_of(repository: Path, order: Order) -> str | None:
         return None
     words = ("for-each-ref", "--format=%(objectname)", order.reference)
     return git(repository, *words).strip() or None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def open_attempt(experiment: Experiment) -> None:
-    """Note that the experiment starts, in a job of submitit's."""
-    from submitit.core.job_environment import JobEnvironment
-
-    close_attempt(experiment, "cut off without notice: killed, requeued or its node lost", False)
-    environment = JobEnvironment()
-    attempt = {
-        "job": environment.job_id,
-        "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        "nodes": os.environ.get("SLURM_JOB_NODELIST") or environment.hostname,
-        "tasks": 1,
-        "began": _now(),
-        "ended": None,
-        "how": "running",
-        "log_offset": experiment.log.stat().st_size if experiment.log.exists() else 0,
-    }
-    write_json(experiment.path / "attempts.json", [*experiment.attempts(), attempt])
-
-
-def close_attempt(experiment: Experiment, how: str, ended: bool = True) -> None:
-    """Note how the attempt that runs came to its end; ended False: nobody knows when."""
-    attempts = experiment.attempts()
-    if attempts and attempts[-1]["how"] == "running":
-        attempts[-1] |= {"ended": _now() if ended else None, "how": how}
-        write_json(experiment.path / "attempts.json", attempts)
 
 
 class Sweeps:

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm.contents import Store, copy_path, hash_of, list_path, md5_file, overlap, within
+from slurm.contents import (
+    Store,
+    hash_of,
+    link,
+    list_path,
+    md5_file,
+    overlap,
+    place_path,
+    within,
+)
 
 NAMES = st.text("abcXYZ09._- é", min_size=1, max_size=8).filter(lambda name: name.strip(". "))
 
@@ -90,22 +99,41 @@ def test_the_store_takes_nothing_else(tmp_path):
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("before", [None, "file", "folder"])
-def test_outputs_arrive_whole(tmp_path, before):
-    source = tmp_path / "made"
-    (source / "deep").mkdir(parents=True)
-    (source / "deep" / "a").write_text("new")
-    target = tmp_path / "results" / "run"
+@pytest.mark.parametrize("before", [None, "file", "folder", "link"])
+@pytest.mark.parametrize("made", ["file", "folder"])
+def test_outputs_take_the_place_of_what_is_there(tmp_path, before, made):
+    source, target = tmp_path / "made", tmp_path / "results" / "run"
+    if made == "folder":
+        (source / "deep").mkdir(parents=True)
+        (source / "deep" / "a").write_text("new")
+    else:
+        source.write_text("new")
+    target.parent.mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     if before == "folder":
-        target.mkdir(parents=True)
+        target.mkdir()
         (target / "old").write_text("old")
     elif before == "file":
-        target.parent.mkdir(parents=True)
         target.write_text("old")
-    # Left by a copy that was cut off.
-    draft = target.with_name(".run.arriving")
-    draft.mkdir(parents=True)
-    (draft / "half").write_text("half")
-    copy_path(source, target)
-    assert [path.name for path in target.rglob("*")] == ["deep", "a"]
-    assert not draft.exists()
+    elif before == "link":
+        target.symlink_to(elsewhere)
+    place_path(source, target)
+    assert not source.exists()
+    assert not target.is_symlink()
+    if made == "folder":
+        assert [path.name for path in target.rglob("*")] == ["deep", "a"]
+    else:
+        assert target.read_text() == "new"
+    assert not list(elsewhere.iterdir())
+
+
+def test_links_appear_whole(tmp_path):
+    (tmp_path / "source").write_text("whole")
+    (tmp_path / "target").write_text("half")
+    link(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_text() == "whole"
+    with pytest.raises(FileNotFoundError):
+        link(tmp_path / "nowhere", tmp_path / "target")
+    assert (tmp_path / "target").read_text() == "whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]

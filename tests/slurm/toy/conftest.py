@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +33,7 @@ class Toy:
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder = folder
         self.log = home / "log"
+        self.started = []
         kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
         self.environment = kept | {
             "HOME": str(home),
@@ -52,7 +55,7 @@ class Toy:
 
     def start(self, *words, **extra):
         """A command in a process group of its own, as a shell starts one."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             words,
             cwd=self.folder,
             env=self.environment | extra,
@@ -61,6 +64,8 @@ class Toy:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, *words, timeout=120, **extra):
         """A command; its output as a terminal shows it."""
@@ -150,7 +155,11 @@ def toy(toy_template, tmp_path):
     home.mkdir()
     toy = Toy(folder, home)
     toy.profile()
-    return toy
+    yield toy
+    for process in toy.started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """Submitting ahead and attaching on a real cluster: every stage runs once, whatever happens."""
 
 import os
+import shutil
 import signal
 
 import pytest
 
-from slurm.collect import collect
+from slurm.collect import collect, take_over
 from slurm.ids import lost_ids
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
@@ -201,6 +202,25 @@ def test_edits_do_not_reach_jobs_that_wait(toy):
     assert toy.text("results/study/a/a.txt").startswith("grid@a\none")
 
 
+def test_edits_while_dvc_waits_are_not_taken_for_what_was_run(toy):
+    """DVC hashes dependencies after the command: it would record the edit with the old result."""
+    toy.set(seconds=4)
+    process = toy.start("dvc", "repro", "teacher")
+    toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
+    toy.set(text="edited")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "changed while its job ran" in out
+    assert not (toy.folder / "results/teacher").exists()
+    toy.set(text="one")
+    toy.ran()
+    toy.repro("teacher")
+    assert "teacher" not in toy.ran(), "with the change undone the result counts"
+    toy.set(text="edited", seconds=0)
+    toy.repro("teacher")
+    assert toy.text("results/teacher/a.txt").startswith("teacher\nedited")
+
+
 def test_killed_dvc_attaches_again(toy):
     toy.set(seconds=4)
     toy.submit()
@@ -223,10 +243,59 @@ def test_killed_while_collecting(toy):
     toy.until(lambda: all(job.done() is not None or job.retired() for job in jobs))
     toy.ran()
     job = toy.job("grid@a")
-    collect(jobs, job)
+    collect(jobs, job, take_over(jobs, job.stage))
     assert lock.read_text() == before
     toy.repro()
     assert toy.ran() == []
+
+
+def test_an_orphan_leaves_the_outputs_to_the_one_that_came_after(toy):
+    """kill -9 of DVC alone: its child still waits for the job, and the next DVC does, too."""
+    toy.set(seconds=6)
+    process = toy.start("dvc", "repro", "teacher")
+    toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
+    os.kill(process.pid, signal.SIGKILL)
+    # Reaped, or DVC's lock takes it for alive.
+    process.wait()
+    toy.repro("teacher")
+    out, _ = process.communicate(timeout=60)
+    assert "Traceback" not in out
+    assert toy.ran() == ["check", "teacher"]
+    assert "up to date" in toy.repro("teacher")
+
+
+@pytest.mark.parametrize("how", ["changed", "removed"])
+def test_a_damaged_result_is_made_again(toy, how):
+    toy.submit("teacher")
+    job = toy.job("teacher")
+    toy.until(lambda: job.done() is not None)
+    made = job.work / "results/teacher/a.txt"
+    if how == "changed":
+        made.write_text("something else")
+    else:
+        shutil.rmtree(job.work)
+    toy.ran()
+    said = toy.repro("teacher")
+    assert "the result of its job is damaged" in said
+    assert toy.ran() == ["teacher"]
+    assert toy.text("results/teacher/a.txt").startswith("teacher\none")
+
+
+def test_a_requeued_job_does_not_need_what_was_collected(toy, cluster):
+    """Its inputs were laid out when it first started; the job that made them has gone since."""
+    toy.set(seconds=8)
+    toy.submit("grid@a")
+    cell = toy.job("grid@a")
+    toy.until(lambda: toy.log.exists() and "grid@a" in toy.log.read_text())
+    toy.repro("teacher")
+    process = toy.start("dvc", "repro", "grid@a")
+    teacher = toy.job("teacher")
+    toy.until(teacher.retired)
+    cluster.run("scontrol", "requeue", cell.record().job_id)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert [attempt["how"].split()[0] for attempt in cell.attempts()][-1] == "finished"
+    assert len(cell.attempts()) == 2
 
 
 @pytest.mark.parametrize("way", ["cancel", "leave"])

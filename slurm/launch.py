@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -82,10 +83,13 @@ def _submit(
     with _inside(snapshot), outside():
         if profile.executor == "slurm":
             return [job.job_id for job in executor.map_array(StageJob(), folders)]
+        if profile.executor == "local":
+            # Else whoever reads what this command prints waits for the jobs to end.
+            with _printing_to(folder / "controller.log"):
+                return [str(executor.submit(StageJob(), path).job_id) for path in folders]
         handles = [executor.submit(StageJob(), path) for path in folders]
-        if profile.executor == "debug":
-            for handle in handles:
-                handle.result()
+        for handle in handles:
+            handle.result()
     return [str(handle.job_id) for handle in handles]
 
 
@@ -132,6 +136,23 @@ def make_executor(
         additional_parameters=words,
     )
     return executor
+
+
+@contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    """Have processes that are started inside print to a file, not to what this one prints to."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    with path.open("ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 @contextmanager

@@ -101,7 +101,8 @@ def test_sigterm(processes, whom, prepared, environment, command, tmp_path):
             process.kill()
     assert process.returncode == 143, err
     if processes == 1:
-        assert err.splitlines()[-1].startswith("stopped on request")
+        # The readers died of the same signal, and may be complained of after it.
+        assert any(line.startswith("stopped on request") for line in err.splitlines()), err
         assert took < 8, "the readers are not waited for"
     done = command(folder, "pipelines.qat", **extra)
     assert done.code == 0, done.err

@@ -159,7 +159,8 @@ def toy(toy_template, tmp_path):
     for process in toy.started:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.fixture

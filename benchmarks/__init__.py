@@ -1,0 +1,1 @@
+"""Measurements, each of which writes the page beside it."""

@@ -1,14 +1,17 @@
 """Measure what the way over a cluster costs, and write benchmarks/slurm.md:
 
-    python -m benchmarks.slurm [--seconds 20]
+    python -m benchmarks.slurm [PART ...]
 
-On the cluster of tests/slurm/cluster.sh (root), with a grid whose cells do nothing for a given
+Parts are submit, cells, slots, long and sequential; all by default, some 20 minutes. What was
+measured is kept in benchmarks/slurm.json, so that a part can be measured again by itself. On the
+cluster of tests/slurm/cluster.sh (root), with a grid whose cells do nothing for a given
 time: so slots are what they say whatever the machine has, and all that is above them is overhead.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import platform
@@ -18,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +32,11 @@ import yaml
 from slurm.jobs import Job, Jobs
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/slurm.json"
 CELLS = 12
+SECONDS = 20.0
+# What runs only as wide as the slots allow; longer cells show that the overhead is a constant.
+LONG_SECONDS = 75.0
 SLOTS = (4, 8, 12)
 SIZES = (12, 120, 1000)
 PROFILE = {
@@ -199,39 +206,51 @@ def measure_submit() -> list[dict[str, float]]:
     return rows
 
 
-def render(seconds: float, measured: dict[str, Any]) -> str:
+def slots_table(
+    rows: list[dict[str, float]], seconds: float, sequential: float | None
+) -> list[str]:
+    """Wall time by slots."""
+    lines = [
+        "| slots | allowed (s) | wall (s) | wall / allowed | above (s) | wall / slowest cell | "
+        "sequential / wall |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        speedup = "" if sequential is None else f"{sequential / row['wall']:.1f}"
+        lines.append(
+            f"| {row['slots']:.0f} | {row['allowed']:.0f} | {row['wall']:.1f} | "
+            f"{row['wall'] / row['allowed']:.2f} | {row['wall'] - row['allowed']:.1f} | "
+            f"{row['wall'] / seconds:.2f} | {speedup} |"
+        )
+    return lines
+
+
+def render(measured: dict[str, Any]) -> str:
     """The page."""
     cell = measured["cells"]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commits = ", ".join(sorted({str(commit) for commit in measured["commits"].values()}))
     lines = [
         "# What the way over a cluster costs",
         "",
-        f"Made by `python -m benchmarks.slurm` at {commit} on {os.cpu_count()} cores "
+        f"Made by `python -m benchmarks.slurm` at {commits} on {os.cpu_count()} cores "
         f"({platform.machine()}), SLURM {measured['version']} with its daemons, two virtual nodes "
         "and the jobs on that one machine. Cells only wait, so slots are what they say; every "
         "second above them is overhead, most of it processor time of starting Python, of which "
         "a real cluster has more.",
         "",
-        f"## A grid of {CELLS} cells of {seconds:g} s",
+        f"## A grid of {CELLS} cells",
         "",
         "`slurm.submit`, then `dvc repro` at once. Allowed by the slots: full turns times the "
         "cell's time. Target: wall time at most 1.15 times that.",
         "",
-        "| slots | allowed (s) | wall (s) | wall / allowed | wall / slowest cell | "
-        "sequential / wall |",
-        "|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in measured["slots"]:
-        lines.append(
-            f"| {row['slots']} | {row['allowed']:.0f} | {row['wall']:.1f} | "
-            f"{row['wall'] / row['allowed']:.2f} | {row['wall'] / seconds:.2f} | "
-            f"{measured['sequential'] / row['wall']:.1f} |"
-        )
-    lines += [
+        f"Cells of {SECONDS:g} s; sequential `dvc repro` without a cluster takes "
+        f"{measured['sequential']:.1f} s:",
         "",
-        f"Sequential `dvc repro` without a cluster: {measured['sequential']:.1f} s.",
+        *slots_table(measured["slots"], SECONDS, measured["sequential"]),
+        "",
+        f"Cells of {LONG_SECONDS:g} s:",
+        "",
+        *slots_table(measured["long"], LONG_SECONDS, None),
         "",
         "## Overhead of a cell that does nothing",
         "",
@@ -260,22 +279,39 @@ def render(seconds: float, measured: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "Target: 1,000 cells under 60 s.", ""])
 
 
+PARTS: dict[str, Callable[[], Any]] = {
+    "submit": measure_submit,
+    "cells": measure_cells,
+    "slots": lambda: [measure_slots(SECONDS, slots) for slots in SLOTS],
+    "long": lambda: [measure_slots(LONG_SECONDS, slots) for slots in SLOTS],
+    "sequential": lambda: measure_sequential(SECONDS),
+}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.slurm")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a cell")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parts = parser.parse_args().parts or list(PARTS)
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}: expected {', '.join(PARTS)}")
     subprocess.run([ROOT / "tests/slurm/cluster.sh", "up"], check=True)
     version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True).stdout
-    measured = {
-        "version": version.split()[-1],
-        "submit": measure_submit(),
-        "cells": measure_cells(),
-        "slots": [measure_slots(seconds, slots) for slots in SLOTS],
-        "sequential": measure_sequential(seconds),
-    }
-    text = render(seconds, measured)
-    (ROOT / "benchmarks/slurm.md").write_text(text)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    measured = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"commits": {}}
+    measured["version"] = version.split()[-1]
+    for part in parts:
+        measured[part] = PARTS[part]()
+        measured["commits"][part] = commit
+        RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
+    missing = [part for part in PARTS if part not in measured]
+    if missing:
+        raise SystemExit(f"not measured yet: {', '.join(missing)}")
+    text = render(measured)
+    RESULTS.with_suffix(".md").write_text(text)
     print(text)
 
 

@@ -40,7 +40,7 @@ def after_commit(jobs: Jobs, cache: Path) -> None:
     Cheap: looks at the jobs that were collected since it was last called. A stage that DVC runs
     again though its cache has the outputs is meant to run again (`dvc repro -f`).
     """
-    with exclusive(jobs.root / "collect.lock", wait=False) as held:
+    with exclusive(jobs.root / "collect.lock", seconds=0) as held:
         # Held by one that collects: it will be done another time.
         for marker in (jobs.root / "collected").glob("*/*") if held else ():
             _retire_taken(jobs, cache, marker)

@@ -12,20 +12,24 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from submitit.helpers import Checkpointable
 
 from slurm.attempts import close_attempt, open_attempt
-from slurm.contents import list_path
 from slurm.jobs import Job, Record, tail, write_json
-from slurm.layout import StageError, stage_environment, stage_inputs
+from slurm.layout import (
+    StageError,
+    command_of,
+    stage_environment,
+    stage_inputs,
+    write_done,
+)
 from slurm.states import states
 
 # A stage that was told to stop and has saved ends with this status.
@@ -91,15 +95,24 @@ class StageJob(Checkpointable):  # type: ignore[misc]
         return folder
 
     def _fail(self, job: Job, message: str, environment: JobEnvironment) -> None:
-        """End with an error, unless all was done, or another attempt has taken the folder over.
+        """End with an error, which SLURM takes for a failed job, unless all was done.
+
+        Said in failed.json, unless another attempt has taken the folder over.
 
         Raises:
             StageError: always but where all was done.
         """
         if job.done() is not None:
             return
+        rank = environment.global_rank
+        if rank:
+            message = f"process {rank}: {message}"
         if self._owns(job):
-            _fail(job, message, self._status, environment)
+            if not rank:
+                close_attempt(job, f"failed: {message}")
+            if job.failed() is None:
+                said = {"message": message, "status": self._status, "log": tail(job, rank)}
+                write_json(job.path / "failed.json", said)
         raise StageError(message)
 
     def _owns(self, job: Job) -> bool:
@@ -128,7 +141,7 @@ class StageJob(Checkpointable):  # type: ignore[misc]
     def _finish(self, job: Job, record: Record) -> None:
         if not self._owns(job):
             raise StageError("another attempt of this job has taken over")
-        _finish(job, record)
+        write_done(job, record.task)
 
     def checkpoint(self, folder: str) -> DelayedSubmission | None:
         """Have the stage save and stop; called by submitit in the handler of SIGUSR2.
@@ -166,15 +179,12 @@ class StageJob(Checkpointable):  # type: ignore[misc]
             ready.write_text(token)
         else:
             _wait_for(ready, token)
-        command = record.task.command
-        if command[0] == "python":
-            command = [sys.executable, *command[1:]]
         name = "log.txt" if environment.global_rank == 0 else f"log-{environment.global_rank}.txt"
         with (job.path / name).open("ab") as log:
             self._process = subprocess.Popen(
-                command,
+                command_of(record.task),
                 cwd=job.work,
-                env=stage_environment(job, record, environment),
+                env=stage_environment(job, record, environment.num_tasks),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -246,34 +256,9 @@ def _wait_for(ready: Path, token: str) -> None:
     raise StageError(f"{ready} did not come within {READY_SECONDS:.0f} s from the first task")
 
 
-def _finish(job: Job, record: Record) -> None:
-    """Say what was made. Outputs stay where they are: whoever attaches copies them."""
-    files: dict[str, str] = {}
-    for out in record.task.outs:
-        made = list_path(job.work, out)
-        if not made:
-            raise StageError(f"the stage ended well, but made no {out}")
-        files.update(made)
-    close_attempt(job, "finished")
-    write_json(job.path / "done.json", {"files": files})
-
-
 def _why(status: int) -> str:
     if status > 0:
         return f"exit status {status}"
     name = signal.Signals(-status).name
     hint = ": most often memory ran out" if status == -signal.SIGKILL else ""
     return f"killed ({name}){hint}"
-
-
-def _fail(job: Job, message: str, status: int | None, environment: JobEnvironment) -> NoReturn:
-    """Write failed.json and end the task with an error, which SLURM takes for a failed job."""
-    rank = environment.global_rank
-    if rank:
-        message = f"process {rank}: {message}"
-    else:
-        close_attempt(job, f"failed: {message}")
-    if job.failed() is None:
-        lines = tail(job, rank)
-        write_json(job.path / "failed.json", {"message": message, "status": status, "log": lines})
-    raise StageError(message)

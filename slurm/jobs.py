@@ -17,7 +17,6 @@ All of it must be on a file system that the nodes share.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from slurm.contents import Store, hash_of, within
 
@@ -308,16 +309,23 @@ class Jobs:
 
 
 @contextmanager
-def exclusive(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock among processes; the value says whether it is held (always, when waiting)."""
+def exclusive(path: Path, seconds: float = -1) -> Iterator[bool]:
+    """Hold a lock among processes; the value says whether it is held.
+
+    Args:
+        seconds: how long to wait for it; below 0: until it is free.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()
 
 
 def _written(job: Job) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -9,13 +10,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from slurm.errors import SlurmError
-from slurm.ids import PREFIX as PREFIX
+from slurm.ids import PREFIX
 from slurm.job import StageJob
 from slurm.jobs import Job, Jobs, Record, write_json
 from slurm.profile import Profile, Resources
@@ -56,40 +56,67 @@ def send(
         job.clear()
         job.write(record)
     try:
-        ids = _submit(jobs, [job for job, _ in batch], batch[0][1], profile, resources, after)
-    except Exception as error:
+        snapshot = jobs.root / "snapshots" / batch[0][1].snapshot
+        folders = [job.path for job, _ in batch]
+        ids = submit_calls(StageJob(), folders, folder, snapshot, profile, resources, after)
+    except SlurmError:
         for job, _ in batch:
             (job.path / "job.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        raise SlurmError(f"the cluster refuses the job: {_reason(error)}") from error
+        raise
     for (job, record), job_id in zip(batch, ids, strict=True):
         record.job_id = job_id
         job.write(record)
     return ids
 
 
+def submit_calls(
+    call: Callable[[str], str],
+    folders: Sequence[Path],
+    launch: Path,
+    snapshot: Path,
+    profile: Profile,
+    resources: Resources,
+    after: Sequence[str] = (),
+) -> list[str]:
+    """Have jobs call `call(folder)`, one per folder; the ids in order.
+
+    Args:
+        launch: a new folder for submitit's files; its name becomes the jobs'.
+        snapshot: the code that they run.
+
+    Raises:
+        SlurmError: the cluster refuses.
+    """
+    try:
+        return _submit(call, folders, launch, snapshot, profile, resources, after)
+    except Exception as error:
+        raise SlurmError(f"the cluster refuses the jobs: {_reason(error)}") from error
+
+
 def _submit(
-    jobs: Jobs,
-    batch: Sequence[Job],
-    record: Record,
+    call: Callable[[str], str],
+    folders: Sequence[Path],
+    launch: Path,
+    snapshot: Path,
     profile: Profile,
     resources: Resources,
     after: Sequence[str],
 ) -> list[str]:
-    snapshot = jobs.root / "snapshots" / record.snapshot
-    folder = jobs.root / "launches" / record.launch
-    folders = [str(job.path) for job in batch]
-    executor = make_executor(folder, snapshot, profile, resources, after)
+    executor = make_executor(launch, snapshot, profile, resources, after)
+    paths = [str(folder) for folder in folders]
     with _inside(snapshot), outside():
         if profile.executor == "slurm":
-            return [job.job_id for job in executor.map_array(StageJob(), folders)]
+            return [str(job.job_id) for job in executor.map_array(call, paths)]
         if profile.executor == "local":
             # Else whoever reads what this command prints waits for the jobs to end.
-            with _printing_to(folder / "controller.log"):
-                return [str(executor.submit(StageJob(), path).job_id) for path in folders]
-        handles = [executor.submit(StageJob(), path) for path in folders]
+            with _printing_to(launch / "controller.log"):
+                return [str(executor.submit(call, path).job_id) for path in paths]
+        handles = [executor.submit(call, path) for path in paths]
         for handle in handles:
-            handle.result()
+            # What fails has said so in its folder, as a job on a cluster does.
+            with contextlib.suppress(Exception):
+                handle.result()
     return [str(handle.job_id) for handle in handles]
 
 
@@ -138,7 +165,7 @@ def make_executor(
     return executor
 
 
-@contextmanager
+@contextlib.contextmanager
 def _printing_to(path: Path) -> Iterator[None]:
     """Have processes that are started inside print to a file, not to what this one prints to."""
     sys.stdout.flush()
@@ -155,7 +182,7 @@ def _printing_to(path: Path) -> Iterator[None]:
             os.close(copy)
 
 
-@contextmanager
+@contextlib.contextmanager
 def outside() -> Iterator[None]:
     """Without the variables of the job this may be typed in: they would count for the new one."""
     if "SLURM_JOB_ID" not in os.environ:
@@ -167,7 +194,7 @@ def outside() -> Iterator[None]:
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def _inside(snapshot: Path) -> Iterator[None]:
     """Jobs start here and inherit it: `python -m` looks for modules in the working directory."""
     before, path = Path.cwd(), os.environ.get("PYTHONPATH")
@@ -200,7 +227,7 @@ def check_accepted(profile: Profile, wanted: dict[str, Resources]) -> None:
             reason = _last_line(done.stderr) or f"exit status {done.returncode}"
             raise SlurmError(
                 f"SLURM refuses what profile {profile.name} asks for stage {stage}: {reason} "
-                f"({' '.join(flags)})"
+                f"({' '.join(flags)}). OFQ_PROFILE=local runs stages on this machine"
             )
 
 
@@ -217,7 +244,8 @@ def check_shared(jobs: Jobs, profile: Profile, resources: Resources) -> str | No
     """Have a node read a file of the workspace, once per workspace and partition.
 
     Returns:
-        A remark when no node was free to tell in time, else None.
+        A remark when it could not be found out: SLURM refuses the probe, or no node was free to
+        tell in time. Else None.
 
     Raises:
         SlurmError: the node does not see it.

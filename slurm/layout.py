@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
-from submitit.core.job_environment import JobEnvironment
 from submitit.helpers import TorchDistributedEnvironment
 
-from slurm.contents import link, md5_file, within
-from slurm.jobs import Job, Jobs, Record, write_json
+from slurm.attempts import close_attempt
+from slurm.contents import link, list_path, md5_file, within
+from slurm.jobs import Job, Jobs, Record, Task, write_json
 from slurm.snapshot import lay_out
 
 
@@ -18,8 +19,18 @@ class StageError(RuntimeError):
     """The stage failed, or cannot be run."""
 
 
-def stage_environment(job: Job, record: Record, environment: JobEnvironment) -> dict[str, str]:
-    """The environment of the stage: that of the job, the profile's, and what the job tells it."""
+def command_of(task: Task) -> list[str]:
+    """The stage's command with this interpreter for `python`."""
+    first, *rest = task.command
+    return [sys.executable if first == "python" else first, *rest]
+
+
+def stage_environment(job: Job, record: Record, tasks: int = 1) -> dict[str, str]:
+    """The environment of the stage: that of the job, the profile's, and what the job tells it.
+
+    Args:
+        tasks: of this job; of several, submitit knows which this is.
+    """
     git = record.git
     told = {
         **record.environment,
@@ -33,7 +44,7 @@ def stage_environment(job: Job, record: Record, environment: JobEnvironment) -> 
     }
     if git.get("commit"):
         told["OFQ_GIT_COMMIT"] = git["commit"]
-    if environment.num_tasks > 1:
+    if tasks > 1:
         world = TorchDistributedEnvironment()
         told |= {
             "MASTER_ADDR": world.master_addr,
@@ -85,3 +96,19 @@ def stage_inputs(job: Job, record: Record) -> None:
             link(source, target)
         except FileNotFoundError as error:
             raise StageError(f"the input {name} is gone ({source})") from error
+
+
+def write_done(job: Job, task: Task) -> None:
+    """Say what was made. Outputs stay where they are: whoever attaches copies them.
+
+    Raises:
+        StageError: an output is missing.
+    """
+    files: dict[str, str] = {}
+    for out in task.outs:
+        made = list_path(job.work, out)
+        if not made:
+            raise StageError(f"the stage ended well, but made no {out}")
+        files.update(made)
+    close_attempt(job, "finished")
+    write_json(job.path / "done.json", {"files": files})

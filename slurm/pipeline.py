@@ -40,7 +40,6 @@ class Plan:
     jobs: dict[str, Job] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
     blocked: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
 
 
 class Pipeline:
@@ -174,16 +173,15 @@ class Pipeline:
             task, blocked = self._foresee(stage, made)
             outs = _outs(stage)
             if blocked or task is None:
-                (plan.blocked if blocked or self._changed(stage, None) else plan.unchanged).append(
-                    stage.addressing
-                )
+                if blocked or self._changed(stage, None):
+                    plan.blocked.append(stage.addressing)
                 known = None if blocked else listing_of(stage.outs, self.cache)
                 made.add_all(outs, Made(known))
                 continue
             files = None if task.late else self._finished(stage, task)
             if files is not None:
-                changed = self._changed(stage, task)
-                (plan.cached if changed else plan.unchanged).append(task.stage)
+                if self._changed(stage, task):
+                    plan.cached.append(task.stage)
                 made.add_all(outs, Made(files))
                 continue
             job = self.jobs.place(task)

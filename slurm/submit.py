@@ -10,7 +10,6 @@ SLURM cancels what depends on it. What has a job already gets no second one.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -20,19 +19,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from slurm import garbage
-from slurm.contents import list_path
 from slurm.errors import SlurmError, command_main
 from slurm.fingerprints import DEFINITION, fingerprint, fingerprints
-from slurm.jobs import Jobs, Record, Task, read_json, write_json
+from slurm.jobs import Jobs, Record, Task, exclusive, read_json
 from slurm.launch import check_accepted, check_shared, grace_seconds, send
 from slurm.living import cancel_all, dead, living
 from slurm.pipeline import Pipeline, Plan
 from slurm.profile import Profile, Resources, load_profile
 from slurm.report import report
 from slurm.snapshot import describe_git, take_snapshot
-from slurm.survey import find_root as find_root
+from slurm.survey import find_root
 
 Say = Callable[[str], None]
+# The longest that another process may take to submit.
+SUBMITTING_SECONDS = 300.0
 
 
 @dataclass
@@ -48,16 +48,11 @@ class Batch:
 @contextmanager
 def locked(jobs: Jobs) -> Iterator[None]:
     """One process at a time submits jobs of a workspace."""
-    from filelock import FileLock, Timeout
-
-    jobs.root.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(jobs.root / "lock", timeout=300):
-            yield
-    except Timeout as error:
-        raise SlurmError(
-            f"{jobs.root / 'lock'}: another process has been submitting for 5 min"
-        ) from error
+    with exclusive(jobs.root / "lock", SUBMITTING_SECONDS) as held:
+        if not held:
+            minutes = SUBMITTING_SECONDS / 60
+            raise SlurmError(f"another process has been submitting for {minutes:.0f} minutes")
+        yield
 
 
 def make_records(pipeline: Pipeline, tasks: Iterable[Task], profile: Profile) -> dict[str, Record]:
@@ -179,8 +174,8 @@ def after_ids(jobs: Jobs, names: Iterable[str]) -> list[str]:
 def run_here(pipeline: Pipeline, profile: Profile, targets: list[str], say: Say) -> Plan:
     """The plan, after changed stages that the profile wants to run at once have run.
 
-    They run in a private folder; `dvc repro` runs them again, in the workspace. They are quick, and
-    what they make decides what else has changed.
+    They run in a private folder, from which `dvc repro` takes the result as from a job's. They are
+    quick, and what they make decides what else has changed.
 
     Raises:
         SlurmError: one failed.
@@ -203,7 +198,7 @@ def run_here(pipeline: Pipeline, profile: Profile, targets: list[str], say: Say)
 
 def execute_here(pipeline: Pipeline, task: Task, profile: Profile) -> None:
     """Run one stage in its job's folder, in this process's environment."""
-    from slurm.layout import stage_inputs
+    from slurm.layout import StageError, command_of, stage_environment, stage_inputs, write_done
 
     jobs = pipeline.jobs
     pipeline.keep(task)
@@ -211,25 +206,23 @@ def execute_here(pipeline: Pipeline, task: Task, profile: Profile) -> None:
     record = make_records(pipeline, [task], profile)[task.stage]
     record.executor, record.submitted = "here", time.time()
     stage_inputs(job, record)
-    words = [sys.executable, *task.command[1:]] if task.command[0] == "python" else task.command
-    told = {
-        "PYTHONPATH": str(job.work),
-        "DVC_STAGE": task.stage,
-        "OFQ_PROFILE": "local",
-        "OFQ_WORKSPACE": str(jobs.workspace),
-    }
     done = subprocess.run(
-        words, cwd=job.work, env=os.environ | told, capture_output=True, text=True, check=False
+        command_of(task),
+        cwd=job.work,
+        env=stage_environment(job, record),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         job.forget_files()
         said = (done.stderr or done.stdout).strip()
         raise SlurmError(f"{task.stage} failed, nothing was submitted\n{said}")
-    files: dict[str, str] = {}
-    for out in task.outs:
-        files.update(list_path(job.work, out))
     job.write(record)
-    write_json(job.path / "done.json", {"files": files})
+    try:
+        write_done(job, task)
+    except StageError as error:
+        raise SlurmError(f"{task.stage}: {error}, nothing was submitted") from error
 
 
 def main(argv: list[str]) -> int:

@@ -30,7 +30,8 @@ from slurm.pipeline import Pipeline
 from slurm.profile import load_profile
 from slurm.show import table
 from slurm.snapshot import describe_git, take_snapshot
-from slurm.submit import find_root, locked
+from slurm.submit import locked
+from slurm.survey import find_root
 from slurm.sweep_plan import (
     Item,
     code_of,

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "quantizers.json"
 
 # derandomize: the same examples on every machine and in every run, so CI cannot be flaky.
@@ -96,3 +100,61 @@ def exact():
         assert torch.equal(actual.detach().long(), torch.tensor(expected))
 
     return check
+
+
+@pytest.fixture(scope="session")
+def torch_as_before():
+    """A context that undoes what `make_deterministic` sets for the whole process."""
+    import torch
+
+    @contextmanager
+    def context():
+        threads, state = torch.get_num_threads(), torch.get_rng_state()
+        filled = torch.utils.deterministic.fill_uninitialized_memory
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(False)
+            torch.utils.deterministic.fill_uninitialized_memory = filled
+            torch.set_rng_state(state)
+
+    return context
+
+
+@pytest.fixture(scope="session")
+def draw_weights():
+    """Give every parameter of a model a value that differs from its initial one, biases too."""
+    import torch
+
+    def draw(model, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                if "norm" in name and name.endswith("weight"):
+                    parameter.copy_(1 + 0.1 * noise)
+                elif parameter.ndim >= 2 and name.endswith("weight"):
+                    parameter.copy_(noise / parameter[0].numel() ** 0.5)
+                else:
+                    parameter.copy_(0.3 * noise)
+        return model
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def copy_working_tree():
+    """Copy the files of the working tree: what is tracked, and what is new and not ignored."""
+
+    def copy(folder):
+        words = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
+        listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in filter(None, listed.split("\0")):
+            # The lock belongs to the results of the working tree, which are not copied.
+            if name != "dvc.lock" and (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        return folder
+
+    return copy

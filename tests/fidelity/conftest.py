@@ -6,7 +6,6 @@ import itertools
 import json
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,22 +61,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "switch(name): the fidelity switch that a test is about")
 
 
-@contextmanager
-def torch_as_before():
-    """Undo what `make_deterministic` sets for the whole process."""
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
-        torch.set_rng_state(state)
-
-
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(torch_as_before):
     with torch_as_before():
         torch.set_num_threads(1)
         yield
@@ -106,25 +91,14 @@ def run_settings():
 
 
 @pytest.fixture(scope="session")
-def source():
+def source(draw_weights):
     """A full-precision model whose tensors are all nonzero and different, as after training.
 
     A fresh model has zero biases: keeping a bias of zero would prove nothing.
     """
 
     def build(name="deit"):
-        model = build_model(ModelSettings(**MODELS[name]), 0)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for key, parameter in model.named_parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                if "norm" in key and key.endswith("weight"):
-                    parameter.copy_(1 + 0.1 * noise)
-                elif parameter.ndim >= 2 and key.endswith("weight"):
-                    parameter.copy_(noise / parameter[0].numel() ** 0.5)
-                else:
-                    parameter.copy_(0.3 * noise)
-        return model
+        return draw_weights(build_model(ModelSettings(**MODELS[name]), 0))
 
     return build
 
@@ -162,7 +136,7 @@ def inputs(tmp_path_factory, source):
 
 
 @pytest.fixture(scope="session")
-def learned(tmp_path_factory, run_settings):
+def learned(tmp_path_factory, run_settings, torch_as_before):
     """A full-precision model that has learned digits for a few seconds, and its data."""
     folder = tmp_path_factory.mktemp("learned")
     made = {}

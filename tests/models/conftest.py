@@ -39,25 +39,14 @@ def micro():
 
 
 @pytest.fixture(scope="session")
-def trained(micro):
+def trained(micro, draw_weights):
     """A micro model whose tensors are all nonzero and different, as after training.
 
     A fresh model has zero biases: folding a query bias of zero would prove nothing.
     """
 
     def build(name="deit_tiny_distilled_patch16_224", seed=0, **sizes):
-        model = micro(name, seed, **sizes)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for module_name, parameter in model.named_parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                if "norm" in module_name and module_name.endswith("weight"):
-                    parameter.copy_(1 + 0.1 * noise)
-                elif parameter.ndim >= 2 and module_name.endswith("weight"):
-                    parameter.copy_(noise / parameter[0].numel() ** 0.5)
-                else:
-                    parameter.copy_(0.3 * noise)
-        return model
+        return draw_weights(micro(name, seed, **sizes), seed)
 
     return build
 

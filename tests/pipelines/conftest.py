@@ -210,19 +210,9 @@ def shell(clone_environment):
 
 
 @pytest.fixture(scope="session")
-def reproduced(tmp_path_factory, shell):
-    """A clone in which `dvc repro` has run the smoke preset with one seed; not to be changed.
-
-    The files are those of the working tree: what is tracked, and what is new and not ignored.
-    """
-    folder = tmp_path_factory.mktemp("reproduced") / "clone"
-    listed = shell(ROOT, "git", "ls-files", "-z", "-co", "--exclude-standard")
-    assert listed.code == 0, listed.out
-    for name in filter(None, listed.out.split("\0")):
-        # The lock belongs to the results of the working tree, which are not copied.
-        if name != "dvc.lock" and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+def reproduced(tmp_path_factory, shell, copy_working_tree):
+    """A clone in which `dvc repro` has run the smoke preset with one seed; not to be changed."""
+    folder = copy_working_tree(tmp_path_factory.mktemp("reproduced") / "clone")
     for words in (
         ["git", "init", "-q"],
         ["git", "add", "-A"],

@@ -93,10 +93,10 @@ def test_data_root_without_a_workspace(monkeypatch):
 
 
 def test_data_root_below_the_workspace(monkeypatch):
-    monkeypatch.setenv("OFQ_WORKSPACE", "/home/user/work")
-    assert str(data_root("pets")) == "/home/user/work/datasets/pets"
+    monkeypatch.setenv("OFQ_WORKSPACE", "/srv/study")
+    assert str(data_root("pets")) == "/srv/study/datasets/pets"
     monkeypatch.setenv("OFQ_DATA_DIR", "../sets")
-    assert str(data_root("pets")) == "/home/user/work/../sets/pets"
+    assert str(data_root("pets")) == "/srv/study/../sets/pets"
     monkeypatch.setenv("OFQ_DATA_DIR", "/data/sets")
     assert str(data_root("pets")) == "/data/sets/pets"
 

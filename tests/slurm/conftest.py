@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Collection
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+FOREIGN = ("MLFLOW_", "DVC_", "GIT_", "OFQ_", "SLURM_", "SBATCH_", "SUBMITIT_")
 SCRIPT = Path(__file__).with_name("cluster.sh")
 HAS_OWN_SLURM = 3  # cluster.sh's exit status on a machine whose SLURM is not the tests'
 # Held while tests are on the cluster. The kernel lets go of it when its process dies.
@@ -102,6 +104,26 @@ class Cluster:
             if time.monotonic() > end:
                 raise TimeoutError(f"jobs {left} do not end")
             time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def user_environment():
+    """A user's environment with a home of its own: this interpreter first, nothing of ours set."""
+
+    def make(home, **extra):
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+        kept.pop("PYTHONPATH", None)
+        who = {f"GIT_{part}_NAME": "Test" for part in ("AUTHOR", "COMMITTER")}
+        where = {f"GIT_{part}_EMAIL": "test@example.invalid" for part in ("AUTHOR", "COMMITTER")}
+        own = {
+            "HOME": str(home),
+            "XDG_CONFIG_HOME": str(home),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
+        }
+        return kept | who | where | own | extra
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -217,12 +217,12 @@ def test_one_at_a_time(tmp_path):
     process.start()
     try:
         assert ready.wait(60)
-        with exclusive(tmp_path / "lock", wait=False) as held:
+        with exclusive(tmp_path / "lock", seconds=0) as held:
             assert not held
     finally:
         go.set()
         process.join()
-    with exclusive(tmp_path / "lock", wait=False) as held:
+    with exclusive(tmp_path / "lock", seconds=0) as held:
         assert held
 
 

@@ -1,11 +1,9 @@
 """Whole sweeps, on this machine and on a real cluster."""
 
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,26 +14,19 @@ import pytest
 from slurm.jobs import Jobs
 from slurm.sweeps import Sweeps
 
-ROOT = Path(__file__).parents[2]
 SMOKE = ("preset=smoke", "grid.seeds=[0]")
 GRID = tuple(
     word for value in (*SMOKE, "quant.wbits=2,3", "method=lsq,ofq") for word in ("-S", value)
 )
-FOREIGN = ("MLFLOW_", "DVC_", "GIT_", "OFQ_", "SLURM_", "SBATCH_", "PYTHONPATH")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, user_environment):
     """A command in a folder, as a user would type it."""
     home = tmp_path_factory.mktemp("home")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
-    environment = kept | {
-        "HOME": str(home),
-        "XDG_CONFIG_HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "DVC_NO_ANALYTICS": "1",
-    }
+    everything = user_environment(home, OMP_NUM_THREADS="1")
+    # Who commits stands in the configuration of the workspace, and must get to the clones.
+    environment = {key: value for key, value in everything.items() if not key.startswith("GIT_")}
 
     def call(folder, *words, **extra):
         done = subprocess.run(
@@ -47,14 +38,9 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory, run):
+def bare(tmp_path_factory, run, copy_working_tree):
     """A clone of the working tree in which nothing has run; not to be changed."""
-    folder = tmp_path_factory.mktemp("bare") / "work"
-    listed = run(ROOT, "git", "ls-files", "-z", "-co", "--exclude-standard")
-    for name in filter(None, listed.out.split("\0")):
-        if name != "dvc.lock" and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    folder = copy_working_tree(tmp_path_factory.mktemp("bare") / "work")
     for words in (
         ["git", "init", "-q"],
         ["git", "config", "user.name", "Test"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,23 +56,8 @@ METHODS = {
 }
 
 
-@contextmanager
-def torch_as_before():
-    """Undo what `make_deterministic` sets for the whole process."""
-    threads = torch.get_num_threads()
-    state = torch.get_rng_state()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
-        torch.set_rng_state(state)
-
-
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(torch_as_before):
     with torch_as_before():
         torch.set_num_threads(1)
         yield
@@ -114,7 +98,7 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def teacher_file(tmp_path_factory, micro, digits):
+def teacher_file(tmp_path_factory, micro, digits, torch_as_before):
     """Weights of a teacher that knows more than nothing: two dozen steps."""
     settings = micro("fp", seed=1000, recipe={"epochs": 4, "cga_epochs": 0})
     folder = tmp_path_factory.mktemp("teacher")
@@ -170,7 +154,7 @@ class _Observer:
 
 
 @pytest.fixture(scope="session")
-def train_run(digits, teacher_file):
+def train_run(digits, teacher_file, torch_as_before):
     """Run the stages' own `train_run` in a folder; returns everything that it left there."""
 
     def run(settings, folder, observe=lambda event: None):

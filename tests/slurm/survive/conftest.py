@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
 CELL = "grid@ofq-2-0"
 RESULT = "results/smoke/ofq-w2a2-s0"
 # The last 120 are CGA's. 12-30 s on one thread, saved every second.
@@ -29,7 +27,6 @@ SETTINGS = (
     f"recipe.cga_epochs={EPOCHS - QAT_EPOCHS}",
     "recipe.checkpoint_seconds=1.0",
 )
-FOREIGN = ("MLFLOW_", "DVC_", "GIT_", "OFQ_", "SLURM_", "SBATCH_", "SUBMITIT_")
 # A limit of an hour: submitit takes whatever ends a job of ten minutes for its time limit.
 RESOURCES = {"workers": 0, "memory_gb": 1.5, "time": "01:00:00"}
 PROFILE = {"executor": "slurm", "poll_seconds": 0.5, "signal_delay_seconds": 60}
@@ -72,28 +69,19 @@ class Study:
     STOPPED = "stopped by SLURM (SIGTERM) after saving"
     KILLED = "cut off without notice: killed, requeued or its node lost"
 
-    def __init__(self, folder: Path, home: Path) -> None:
+    def __init__(self, folder: Path, home: Path, environment) -> None:
         home.mkdir(exist_ok=True)
         self.folder, self.home = folder, home
         self.started: list[Following] = []
         # Files by which a test steers the stage, see hungry.py.
         self.pause, self.eat = home / "pause", home / "eat"
         self.steering = {"SURVIVE_PAUSE": str(self.pause), "SURVIVE_EAT": str(self.eat)}
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
-        kept.pop("PYTHONPATH", None)
-        self.environment = kept | {
-            "HOME": str(home),
-            "XDG_CONFIG_HOME": str(home),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "OFQ_TRACKING": "off",
-            "OFQ_PROFILE": str(home / "survive.yaml"),
-            "OMP_NUM_THREADS": "1",
-            "DVC_NO_ANALYTICS": "1",
-            "GIT_AUTHOR_NAME": "Test",
-            "GIT_AUTHOR_EMAIL": "test@example.invalid",
-            "GIT_COMMITTER_NAME": "Test",
-            "GIT_COMMITTER_EMAIL": "test@example.invalid",
-        }
+        self.environment = environment(
+            home,
+            OFQ_TRACKING="off",
+            OFQ_PROFILE=str(home / "survive.yaml"),
+            OMP_NUM_THREADS="1",
+        )
 
     def profile(self, environment=None, signal_delay_seconds=60, **resources):
         """Write the profile."""
@@ -265,18 +253,18 @@ def same_run():
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
+def make_study(user_environment):
+    """Commands in a clone, with a home of their own."""
+    return lambda folder, home: Study(folder, home, user_environment)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, copy_working_tree, make_study):
     """A clone of the working tree with data and teacher, without the cell; not to be changed."""
-    folder = tmp_path_factory.mktemp("survive") / "clone"
-    words = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
-    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if name != "dvc.lock" and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    folder = copy_working_tree(tmp_path_factory.mktemp("survive") / "clone")
     # Jobs have their own folder in PYTHONPATH, commands in the clone do not.
     shutil.copy(Path(__file__).with_name("hungry.py"), folder / "sitecustomize.py")
-    study = Study(folder, folder.parent / "home")
+    study = make_study(folder, folder.parent / "home")
     study.well("git", "init", "-q")
     study.well("git", "add", "-A")
     study.well("git", "commit", "-qm", "Working tree")
@@ -287,31 +275,36 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def undisturbed(prepared, home, **environment):
-    """The cell, run in place in a copy."""
-    study = Study(shutil.copytree(prepared, home / "clone", symlinks=True), home)
-    study.well("dvc", "repro", CELL, OFQ_PROFILE="local", **environment)
-    return study
+@pytest.fixture(scope="session")
+def undisturbed(prepared, make_study):
+    """Run the cell in place, in a copy below a folder."""
+
+    def run(home, **environment):
+        study = make_study(shutil.copytree(prepared, home / "clone", symlinks=True), home)
+        study.well("dvc", "repro", CELL, OFQ_PROFILE="local", **environment)
+        return study
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def reference(prepared, tmp_path_factory):
+def reference(undisturbed, tmp_path_factory):
     """The cell's result when nothing disturbs it."""
-    return undisturbed(prepared, tmp_path_factory.mktemp("reference"))
+    return undisturbed(tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(scope="session")
-def reference_of_two(prepared, tmp_path_factory):
+def reference_of_two(undisturbed, tmp_path_factory):
     """The same in two processes."""
-    return undisturbed(
-        prepared, tmp_path_factory.mktemp("reference-of-two"), OFQ_PROCESSES="2", OFQ_WORKERS="0"
-    )
+    home = tmp_path_factory.mktemp("reference-of-two")
+    return undisturbed(home, OFQ_PROCESSES="2", OFQ_WORKERS="0")
 
 
 @pytest.fixture
-def study(prepared, tmp_path):
+def study(prepared, tmp_path, make_study):
     """A copy in which the cell has not run, with a profile for the real cluster."""
-    study = Study(shutil.copytree(prepared, tmp_path / "clone", symlinks=True), tmp_path / "home")
+    clone = shutil.copytree(prepared, tmp_path / "clone", symlinks=True)
+    study = make_study(clone, tmp_path / "home")
     study.profile()
     yield study
     for following in study.started:

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ import yaml
 
 ROOT = Path(__file__).parents[3]
 PIPELINE = Path(__file__).with_name("pipeline")
-FOREIGN = ("MLFLOW_", "DVC_", "GIT_", "OFQ_", "SLURM_", "SBATCH_", "SUBMITIT_")
 # Small, so that many run at once; asked often, so that tests do not wait.
 PROFILE = {
     "executor": "slurm",
@@ -30,23 +28,13 @@ PROFILE = {
 class Toy:
     """The folder, and commands in it as a user would type them."""
 
-    def __init__(self, folder: Path, home: Path) -> None:
+    def __init__(self, folder: Path, home: Path, environment) -> None:
         self.folder = folder
         self.log = home / "log"
         self.started = []
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
-        self.environment = kept | {
-            "HOME": str(home),
-            "XDG_CONFIG_HOME": str(home),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "TOY_LOG": str(self.log),
-            "OFQ_PROFILE": str(home / "toy.yaml"),
-            "DVC_NO_ANALYTICS": "1",
-            "GIT_AUTHOR_NAME": "Test",
-            "GIT_AUTHOR_EMAIL": "test@example.invalid",
-            "GIT_COMMITTER_NAME": "Test",
-            "GIT_COMMITTER_EMAIL": "test@example.invalid",
-        }
+        self.environment = environment(
+            home, TOY_LOG=str(self.log), OFQ_PROFILE=str(home / "toy.yaml")
+        )
         self.profile_path = home / "toy.yaml"
 
     def profile(self, **changes):
@@ -129,7 +117,7 @@ class Toy:
 
 
 @pytest.fixture(scope="session")
-def toy_template(tmp_path_factory):
+def toy_template(tmp_path_factory, user_environment):
     """The folder as a user commits it."""
     folder = tmp_path_factory.mktemp("toy-template") / "work"
     shutil.copytree(PIPELINE, folder)
@@ -139,7 +127,7 @@ def toy_template(tmp_path_factory):
     (folder / ".gitignore").write_text("/data\n/results\n/tables/rendered\n/.slurm\n__pycache__\n")
     (folder / ".dvcignore").write_text(".slurm\n__pycache__\n")
     (folder / "notes.txt").write_text("tracked, but no stage's code\n")
-    toy = Toy(folder, folder.parent)
+    toy = Toy(folder, folder.parent, user_environment)
     toy.well("git", "init", "-q")
     toy.well("dvc", "init", "-q")
     toy.well("git", "add", "-A")
@@ -148,12 +136,12 @@ def toy_template(tmp_path_factory):
 
 
 @pytest.fixture
-def toy(toy_template, tmp_path):
+def toy(toy_template, tmp_path, user_environment):
     """A copy, with a profile for the real cluster."""
     folder = shutil.copytree(toy_template, tmp_path / "work")
     home = tmp_path / "home"
     home.mkdir()
-    toy = Toy(folder, home)
+    toy = Toy(folder, home, user_environment)
     toy.profile()
     yield toy
     for process in toy.started:

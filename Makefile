@@ -51,7 +51,8 @@ golden: $(INSTALLED) ## Refresh the golden losses of the tiny pipeline (see docs
 	@python -m tests.refresh_golden
 
 reference: $(INSTALLED) ## Take the results of the last run as the committed reference
-	@python -m tables.reference --results results/digits --teacher results/teacher/metrics.json
+	@python -m tables.reference --teacher results/teacher/metrics.json \
+		--results results/digits_full --noise results/noise/digits_full.json
 	@python -m tables.readme
 
 params: $(INSTALLED) ## Compose conf/ into params.yaml, e.g. make params ARGS="preset=smoke"

@@ -1,4 +1,12 @@
-"""What a model costs: multiply-accumulates and packed bytes, and what QKR adds to both."""
+"""What a model costs: multiply-accumulates, bit operations, packed bytes, and what QKR adds.
+
+Bit operations of a product of two operands are its multiply-accumulates times the bits of the one
+times the bits of the other: weight bits x activation bits in a linear layer (first and last layer
+at their own bits), activation bits x activation bits for the two products of attention, q k^T (with
+QKR x' z) and map x v. What stays in full precision counts as 32 bits, so an unquantized layer has
+1024 bit operations per multiply-accumulate. Norms, softmax, GELU and the quantizers themselves are
+no products of matrices and count in neither.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +14,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ofq_core.models.geometry import is_swin, token_count
 from ofq_core.nn import QKRAttention, QuantConv2d, QuantLinear, WeightQuantizer
 
 FLOAT_BYTES = 4
+FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,13 @@ def block_cost(
 
 @dataclass(frozen=True)
 class ModelCost:
-    """macs: per image. model_bytes: packed, with every scale and bias. The extras are QKR's."""
+    """macs, bit_operations: per image. model_bytes: packed, with every scale and bias.
+
+    The extras are QKR's.
+    """
 
     macs: int
+    bit_operations: int
     model_bytes: int
     qkr_extra_macs: int
     qkr_extra_weights: int
@@ -65,7 +78,7 @@ class ModelCost:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a block stands: tokens of a window, number of windows, positions of the map."""
 
     block: Any
@@ -73,58 +86,108 @@ class _Place:
     windows: int
     positions: int
 
+    def cost(self, qkr: bool) -> BlockCost:
+        """Cost of the block with or without QKR, whatever it has."""
+        attention, mlp = self.block.attn, self.block.mlp
+        sizes = (self.tokens, mlp.fc1.in_features, attention.num_heads, mlp.fc1.out_features)
+        return block_cost(*sizes, qkr, self.windows, self.positions)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product of two operands, per image, and the bits of each."""
+
+    macs: int
+    bits: tuple[int, int]
+
 
 def model_cost(model: nn.Module) -> ModelCost:
     """Cost of a timm vision transformer or Swin transformer, converted or not."""
     part: Any = model
-    macs = part.patch_embed.num_patches * part.patch_embed.proj.weight.numel()
-    macs += sum(weight.numel() for weight in _head_weights(part))
-    macs += sum(positions * weight.numel() for positions, weight in _reductions(part))
+    products = list(_outside_blocks(part))
     extra_macs = extra_weights = 0
-    for place in _places(part):
-        attention, dim = place.block.attn, place.block.mlp.fc1.in_features
-        qkr = isinstance(attention, QKRAttention)
-        sizes = (place.tokens, dim, attention.num_heads, place.block.mlp.fc1.out_features)
-        cost = block_cost(*sizes, qkr, place.windows, place.positions)
-        macs += cost.macs
-        if qkr:
-            plain = block_cost(*sizes, False, place.windows, place.positions)
-            # The folded query bias is one more product per token and head.
-            seen = place.tokens * place.windows
-            bias_macs = seen * dim * attention.num_heads if attention.q_bias is not None else 0
-            macs += bias_macs
-            extra_macs += cost.macs - plain.macs + bias_macs
-            extra_weights += cost.weights - plain.weights
-    return ModelCost(macs, packed_bytes(model), extra_macs, extra_weights)
+    for place in places(part):
+        inside = list(_in_block(place))
+        products += inside
+        if isinstance(place.block.attn, QKRAttention):
+            plain = place.cost(qkr=False)
+            extra_macs += sum(product.macs for product in inside) - plain.macs
+            extra_weights += place.cost(qkr=True).weights - plain.weights
+    return ModelCost(
+        macs=sum(product.macs for product in products),
+        bit_operations=sum(one.macs * one.bits[0] * one.bits[1] for one in products),
+        model_bytes=packed_bytes(model),
+        qkr_extra_macs=extra_macs,
+        qkr_extra_weights=extra_weights,
+    )
 
 
-def _head_weights(model: Any) -> Iterator[Tensor]:
-    for head in (model.head, getattr(model, "head_dist", None)):
-        inner: Any = getattr(head, "fc", head)  # Swin's head pools before its linear
-        if hasattr(inner, "weight"):
-            yield inner.weight
-
-
-def _reductions(model: Any) -> Iterator[tuple[int, Tensor]]:
-    """Swin's reductions with the number of positions that they see."""
+def _outside_blocks(model: Any) -> Iterator[_Product]:
+    """Patch embedding, Swin's reductions with the positions that they see, heads."""
+    embedding = model.patch_embed
+    yield _layer(embedding.proj, embedding.num_patches)
     for stage in getattr(model, "layers", ()):
         if not isinstance(stage.downsample, nn.Identity):
             height, width = stage.output_resolution
-            yield height * width, stage.downsample.reduction.weight
+            yield _layer(stage.downsample.reduction, height * width)
+    for head in (model.head, getattr(model, "head_dist", None)):
+        inner: Any = getattr(head, "fc", head)  # Swin's head pools before its linear
+        if hasattr(inner, "weight"):
+            yield _layer(inner, 1)
 
 
-def _places(model: Any) -> Iterator[_Place]:
+def _in_block(place: Place) -> Iterator[_Product]:
+    attention, mlp = place.block.attn, place.block.mlp
+    dim, heads = mlp.fc1.in_features, attention.num_heads
+    seen = place.tokens * place.windows
+    pairs = seen * place.tokens * dim
+    if isinstance(attention, QKRAttention):
+        of_input = _bits(attention.input_quantizer)
+        of_product = attention.qk_quantizer.bits
+        yield _Product(seen * heads * dim * dim, (of_product, of_input))
+        yield _layer(attention.v, seen, of_input)
+        yield _Product(pairs * heads, (of_input, _bits(attention.quant_z)))
+        if attention.q_bias is not None:
+            # The folded query bias is one more product per token and head; no bias is quantized.
+            yield _Product(seen * heads * dim, (FLOAT_BITS, of_input))
+    else:
+        yield _layer(attention.qkv, seen)
+        operands = (getattr(attention, name, None) for name in ("quant_q", "quant_k"))
+        q_bits, k_bits = (_bits(operand) for operand in operands)
+        yield _Product(pairs, (q_bits, k_bits))
+    of_map, of_values = (_bits(getattr(attention, n, None)) for n in ("quant_map", "quant_v"))
+    yield _Product(pairs, (of_map, of_values))
+    yield _layer(attention.proj, seen)
+    yield _layer(mlp.fc1, place.positions)
+    yield _layer(mlp.fc2, place.positions)
+
+
+def _layer(layer: Any, positions: int, input_bits: int | None = None) -> _Product:
+    """A layer whose weights all meet every one of `positions` inputs."""
+    weights = getattr(getattr(layer, "weight_quantizer", None), "bits", FLOAT_BITS)
+    if input_bits is None:
+        input_bits = _bits(getattr(layer, "input_quantizer", None))
+    return _Product(positions * layer.weight.numel(), (weights, input_bits))
+
+
+def _bits(quantizer: Any) -> int:
+    """Bits of what a quantizer of activations returns; the identity quantizes nothing."""
+    return int(getattr(quantizer, "bits", FLOAT_BITS))
+
+
+def places(model: Any) -> Iterator[Place]:
+    """Every block of the model, converted or not."""
     if not is_swin(model):
         tokens = token_count(model)
         for block in model.blocks:
-            yield _Place(block, tokens, 1, tokens)
+            yield Place(block, tokens, 1, tokens)
         return
     for stage in model.layers:
         height, width = stage.output_resolution
         for block in stage.blocks:
             rows, columns = block.window_size
             windows = -(-height // rows) * -(-width // columns)
-            yield _Place(block, rows * columns, windows, height * width)
+            yield Place(block, rows * columns, windows, height * width)
 
 
 def packed_bytes(model: nn.Module) -> int:

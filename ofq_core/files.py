@@ -37,9 +37,9 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, atomically; see `write_atomic`."""
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write JSON with sorted keys, atomically; see `write_atomic`. indent None: on one line."""
+    text = json.dumps(value, indent=indent, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(path, text.encode())
 
 

@@ -31,13 +31,24 @@ HISTORY_COLUMNS = (
     "flip_rate",
     "free_share",
     "unreadable_images",
+    "in_band_0.005",
+    "scale_drift",
+    "flips_weight",
+    "flips_scale",
+    "flips_both",
+    "gradient_flips",
+    "code_entropy",
+    "dead_share",
+    "clipped_share",
+    "path_ratio",
 )
 
 
 def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
     """One line per epoch; losses are means over its steps.
 
-    Empty: `free_share` outside CGA, `val_*` without a validation split. `unreadable_images`: how
+    Empty: `free_share` outside CGA, `val_*` without a validation split, sampled figures (from
+    `flips_weight` on; see `ofq_core.training.samples`) without a sample. `unreadable_images`: how
     many different ones so far.
     """
     buffer = io.StringIO()

@@ -111,8 +111,9 @@ def train_run(
     Every process of the world must call. Only the main one writes and logs.
 
     Returns:
-        A folder with student.pt, history.csv, oscillation.json, training.json, settings.yaml and
-        env.json, complete; the caller moves it into place and then calls `finish`.
+        A folder with student.pt, history.csv, oscillation.json, histogram.json, trajectories.json,
+        training.json, settings.yaml and env.json, complete; the caller moves it into place and then
+        calls `finish`.
 
     Raises:
         TrainingStopped: SIGTERM came while it trained. Called again, it goes on.
@@ -159,6 +160,10 @@ def _write_result(result: Path, trainer: Trainer, inputs: Inputs, began: float) 
     checkpoints.save(result / "student.pt", trainer.model.state_dict())
     write_history(result / "history.csv", progress.history)
     write_json(result / "oscillation.json", trainer.oscillation_layers)
+    write_json(result / "histogram.json", trainer.tracker.histogram(), indent=None)
+    path = trainer.tracker.trajectory
+    paths = {} if path is None else path.report()
+    write_json(result / "trajectories.json", paths, indent=None)
     train_images = len(progress.history) * trainer.steps * trainer.batch_size
     write_json(
         result / "training.json",
@@ -172,7 +177,7 @@ def _write_result(result: Path, trainer: Trainer, inputs: Inputs, began: float) 
             },
             "cost": {
                 "train_seconds": progress.seconds,
-                "images_per_second": train_images / progress.seconds,
+                "images_per_second": train_images / progress.seconds if train_images else None,
                 "peak_memory_bytes": peak_memory_bytes(),
                 **model_cost(trainer.model).as_dict(),
             },

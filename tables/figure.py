@@ -13,6 +13,8 @@ _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("s", "o", "^", "D", "v", "P")
 _FULL_PRECISION = "#444444"
 _STEP = 0.16
+# Of a bit width's place, which many methods share.
+_WIDTH = 0.85
 # Seeds stand a little left of their mean, which would otherwise hide them.
 _ASIDE = 0.045
 
@@ -101,7 +103,9 @@ def _draw_series(
 ) -> None:
     if not points:
         return
-    colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    colour = _COLOURS[index % len(_COLOURS)]
+    # From the seventh on colours come again, with other markers.
+    marker = _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
     places, means = [point[0] for point in points], [point[2] for point in points]
     spreads = [point[3] or 0 for point in points]
     for place, values, _, _ in points:
@@ -130,12 +134,14 @@ def _draw_series(
 
 
 def _quantized(table: Table) -> list[tuple[int, Row]]:
-    return list(enumerate(row for row in table.rows if not row.spans))
+    """Rows at another fidelity are left to the table: two of everything would hide each other."""
+    return list(enumerate(row for row in table.rows if not row.spans and not row.block))
 
 
 def _places(table: Table, index: int, row: Row) -> list[tuple[float, Cell]]:
     """Methods stand side by side at each bit width, so that their dots do not hide one another."""
-    offset = (index - (len(_quantized(table)) - 1) / 2) * _STEP
+    count = len(_quantized(table))
+    offset = (index - (count - 1) / 2) * min(_STEP, _WIDTH / count)
     return [(column + offset, cell) for column, cell in enumerate(row.cells)]
 
 

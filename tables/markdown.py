@@ -17,7 +17,7 @@ def markdown_table(table: Table) -> str:
         f"# {table.title}: {table.subject}",
         "**Test top-1 (%)**, mean ± sample standard deviation (n seeds). "
         f"Right: {table.published_title}, with its trust level (see the notes).",
-        _grid(
+        grid(
             ["Method", *headings, *(f"Publ. {heading}" for heading in headings)],
             [
                 [row.label, *_across(table, row, text.top1_and_n), *_across(table, row, _published)]
@@ -26,19 +26,20 @@ def markdown_table(table: Table) -> str:
         ),
         f"**Difference to {table.baseline_label}** in percentage points, "
         "mean ± sample standard deviation of the per-seed differences.",
-        _grid(
+        grid(
             ["Method", *headings],
             [[row.label, *_across(table, row, text.difference)] for row in compared],
         ),
+        *_blocks(table, headings),
         "**Oscillating weights (%)**, mean over seeds.",
-        _grid(
+        grid(
             ["Method", *headings],
             [[row.label, *_across(table, row, text.oscillation)] for row in quantized],
         ),
         "**Notes**",
-        "\n".join(f"- {_escape(note)}" for note in table.notes),
+        "\n".join(f"- {escape(note)}" for note in table.notes),
         f"The runs behind each row: {', '.join(_row_link(row) for row in table.rows)}.",
-        _escape(table.provenance),
+        escape(table.provenance),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -70,15 +71,30 @@ def markdown_row(table: Table, row: Row) -> str:
         for cell in row.cells
         for seed in cell.seeds
     ]
-    parts = [ROW_MARK, f"# {row.label}: {table.subject}", _grid(headings, lines, escape=True)]
+    parts = [ROW_MARK, f"# {row.label}: {table.subject}", grid(headings, lines)]
     if seeds:
-        parts.append(_grid(["Bits", "Seed", "Top-1 (%)", "Run"], seeds, escape=False))
+        parts.append(grid(["Bits", "Seed", "Top-1 (%)", "Run"], seeds, literal=False))
     parts += [
         f"{text.MISSING} W{cell.wbits}A{cell.abits}: {cell.reason}."
         for cell in row.cells
         if cell.reason
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _blocks(table: Table, headings: Sequence[str]) -> list[str]:
+    """What another fidelity changes, where the study has rows of one."""
+    rows = [row for row in table.rows if row.block]
+    if not rows:
+        return []
+    return [
+        "**Difference to the same method at the study's own fidelity** in percentage points, "
+        "mean ± sample standard deviation of the per-seed differences.",
+        grid(
+            ["Method", *headings],
+            [[row.label, *_across(table, row, text.difference_of_block)] for row in rows],
+        ),
+    ]
 
 
 def _across(table: Table, row: Row, show: Callable[[Cell], str]) -> list[str]:
@@ -90,29 +106,38 @@ def _published(cell: Cell) -> str:
 
 
 def _row_link(row: Row) -> str:
-    return f"[{_escape(row.label)}](rows/{row.method}.md)"
+    return f"[{escape(row.label)}](rows/{row.method}.md)"
 
 
 def _name(folder: str) -> str:
     return folder.rsplit("/", 1)[-1]
 
 
-def _escape(words: str) -> str:
+def escape(words: str) -> str:
+    """Words as Markdown shows them literally."""
     for character in "\\|*<>`":
         words = words.replace(character, f"\\{character}")
     return words
 
 
-def _grid(headings: Sequence[str], lines: Sequence[Sequence[str]], escape: bool = True) -> str:
-    """A pipe table with padded columns: first column left, numbers right."""
-    cells = [[_escape(cell) if escape else cell for cell in line] for line in (headings, *lines)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(headings))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+def grid(
+    headings: Sequence[str], lines: Sequence[Sequence[str]], literal: bool = True, left: int = 1
+) -> str:
+    """A pipe table with padded columns: `left` columns of words, then numbers at the right.
+
+    `literal`: nothing in a cell is Markdown.
+    """
+    cells = [[escape(cell) if literal else cell for cell in line] for line in (headings, *lines)]
+    widths = [max(3, *(len(line[column]) for line in cells)) for column in range(len(headings))]
+    rule = [
+        "-" * width if column < left else "-" * (width - 1) + ":"
+        for column, width in enumerate(widths)
+    ]
 
     def joined(line: Sequence[str]) -> str:
         padded = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         return f"| {' | '.join(padded)} |"
 

@@ -43,6 +43,8 @@ class Cell:
     published: Published
     difference_to_published: float | None
     details: Mapping[str, float]
+    # To the same method at the study's own fidelity; None outside blocks of another fidelity.
+    difference_of_block: Difference | None = None
 
     @property
     def n(self) -> int:
@@ -62,12 +64,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method; a row that `spans` has a single cell for all columns (full precision)."""
+    """One method; a row that `spans` has a single cell for all columns (full precision).
+
+    `block`: suffix of the rows at another fidelity that it is one of, if any.
+    """
 
     method: str
     label: str
     spans: bool
     cells: tuple[Cell, ...]
+    block: str = ""
 
     def cell(self, column: int) -> Cell:
         """The cell shown in a column."""
@@ -89,6 +95,11 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     provenance: str
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether there are rows at another fidelity than the study's own."""
+        return any(row.block for row in self.rows)
 
     def heading(self, bits: int) -> str:
         """The heading of a column, such as `W2A2`."""

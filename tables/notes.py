@@ -14,7 +14,7 @@ from tables.runs import Run, Study
 from tables.spec import TableSpec
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.]+)\}")
-_TRUST = (
+TRUST_NOTE = (
     "Trust of a published value: primary (p) = read in the authors' own README or abstract; "
     "derived (d) = arithmetic on primary values; secondary (s) = quoted by a third party; "
     "user (u) = measured by an outside reproducer. LSQ +x = only the gain over LSQ is known; "
@@ -30,16 +30,19 @@ def table_notes(
     shown: Sequence[Run],
     comparable: bool,
     teacher: Path | None,
+    published_model: str,
 ) -> tuple[str, ...]:
     """All notes in order; TableError if the quantized runs disagree on a placeholder's value."""
     last = spec.comparable_note if comparable else spec.published_note
     where = f"table '{spec.name}'"
-    notes = [fill(note, quantized, where) for note in (*spec.notes, last)]
-    notes.append(_TRUST)
+    known = {"published_model": published_model}
+    notes = [fill(note, quantized, where, known) for note in (*spec.notes, last)]
+    notes.append(TRUST_NOTE)
     notes += [
         note
         for note in (
             _published_detail(rows),
+            *_of_blocks(spec, quantized, shown),
             _own_recipe(spec, quantized, shown),
             _recipe_of_bits(spec, quantized),
         )
@@ -48,6 +51,16 @@ def table_notes(
     if teacher is not None:
         notes.append(teacher_note(teacher))
     notes += _missing(spec, rows)
+    notes += not_counted(study)
+    left_out = sorted({f"{run.method}-{run.bits}" for run in study.runs if run not in shown})
+    if left_out:
+        notes.append(f"In the results folder but not in this table: {', '.join(left_out)}.")
+    return tuple(notes)
+
+
+def not_counted(study: Study) -> list[str]:
+    """Sentences on the run folders of a study that no table can count."""
+    notes = []
     if study.unfinished:
         notes.append(f"Not finished, so not counted: {', '.join(study.unfinished)}.")
     if study.left_over:
@@ -55,15 +68,14 @@ def table_notes(
             "In the results folder from an earlier grid, so not counted: "
             f"{', '.join(study.left_over)}."
         )
-    left_out = sorted({f"{run.method}-{run.bits}" for run in study.runs if run not in shown})
-    if left_out:
-        notes.append(f"In the results folder but not in this table: {', '.join(left_out)}.")
-    return tuple(notes)
+    return notes
 
 
-def fill(template: str, runs: Sequence[Run], where: str) -> str:
-    """Replace {dotted.keys} by the one value that all `runs` have for them."""
-    computed = _computed(runs)
+def fill(
+    template: str, runs: Sequence[Run], where: str, known: Mapping[str, Any] | None = None
+) -> str:
+    """Replace {dotted.keys} by the one value that all `runs` have for them, or by what is known."""
+    computed = {**_computed(runs), **(known or {})}
 
     def value(match: re.Match[str]) -> str:
         key = match.group(1)
@@ -107,7 +119,7 @@ def teacher_note(path: Path) -> str:
 
 
 def _published_detail(rows: Sequence[Row]) -> str:
-    noted = [(row.label, row.cells[0].published.note) for row in rows]
+    noted = [(row.label, row.cells[0].published.note) for row in rows if not row.block]
     details = [f"{label}: {note}" for label, note in noted if note and note != "not found"]
     return f"On the published values. {'; '.join(details)}." if details else ""
 
@@ -117,7 +129,7 @@ def _own_recipe(spec: TableSpec, quantized: Sequence[Run], shown: Sequence[Run])
     sentences = []
     for row in spec.rows:
         own = [run for run in shown if run.method == row.method]
-        if not row.may_differ or not own or quantized[0].method == row.method:
+        if row.block or not row.may_differ or not own or quantized[0].method == row.method:
             continue
         keys = [key for key in differing_keys(own[0], quantized[0]) if covered(key, row.may_differ)]
         ours, theirs = own[0].settings, quantized[0].settings
@@ -128,6 +140,36 @@ def _own_recipe(spec: TableSpec, quantized: Sequence[Run], shown: Sequence[Run])
         if pairs:
             sentences.append(f"{row.label} has its own {', '.join(pairs)}.")
     return " ".join(sentences)
+
+
+def _of_blocks(spec: TableSpec, quantized: Sequence[Run], shown: Sequence[Run]) -> list[str]:
+    """What the rows of a block are compared with, and, key by key, where they differ."""
+    notes = []
+    for block in spec.blocks:
+        methods = {row.method for row in spec.rows if row.block == block.suffix}
+        own = [run for run in shown if run.method in methods]
+        if not own or quantized[0].method in methods:
+            continue
+        keys = [
+            key for key in differing_keys(own[0], quantized[0]) if covered(key, block.may_differ)
+        ]
+        pairs = [
+            f"{key} {own[0].settings.get(key, 'unset')} ({quantized[0].settings.get(key, 'unset')})"
+            for key in keys
+        ]
+        baseline = f"{spec.baseline}{block.suffix}"
+        notes.append(
+            f"Rows marked '{block.label}' are the same methods with other settings, in parentheses "
+            f"those of the rest: {', '.join(pairs) or 'none'}. Their differences are to the "
+            f"baseline at the same settings, {baseline}.{_other_epochs(own, quantized)}"
+        )
+    return notes
+
+
+def _other_epochs(own: Sequence[Run], others: Sequence[Run]) -> str:
+    """The cool-down of the released code makes its runs longer, whatever another note says."""
+    epochs, rest = (_computed(runs).get("total_epochs") for runs in (own, others))
+    return "" if epochs == rest else f" They take {epochs} epochs, not {rest}."
 
 
 def _recipe_of_bits(spec: TableSpec, quantized: Sequence[Run]) -> str:

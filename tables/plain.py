@@ -41,22 +41,32 @@ _DETAILS = (
     "qkr_extra_macs_mean",
     "qkr_extra_weights_mean",
 )
+_BIT_OPERATIONS = "bit_operations_mean"
+_MORE = (
+    _BIT_OPERATIONS,
+    "block",
+    "difference_to_own_fidelity_mean",
+    "difference_to_own_fidelity_sd",
+    "difference_to_own_fidelity_pairs",
+)
 
 
 def csv_table(table: Table) -> str:
     """One line per method and bit width, unrounded; lists by semicolons, empty if unknown."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*_COLUMNS, *_DETAILS], lineterminator="\n")
+    lines = [_line(row, cell) for row in table.rows for cell in row.cells]
+    # Columns that only some studies have stand at the end, and only where they hold something.
+    more = [key for key in _MORE if any(line[key] not in (None, "") for line in lines)]
+    columns = [*_COLUMNS, *_DETAILS, *more]
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    for row in table.rows:
-        for cell in row.cells:
-            writer.writerow(_line(row, cell))
+    writer.writerows(lines)
     return buffer.getvalue()
 
 
 def json_summary(table: Table) -> str:
     """method -> w2a2 -> top1_mean, top1_sd (%), n, oscillation_share (fraction), diff_to_lsq
-    (points).
+    (points), in rows at another fidelity to LSQ at that, and diff_to_own_fidelity.
 
     What is unknown is left out, because metric tools compare numbers only.
     """
@@ -69,6 +79,9 @@ def json_summary(table: Table) -> str:
                 "n": cell.n or None,
                 "oscillation_share": cell.oscillation_share,
                 f"diff_to_{_baseline(table)}": cell.difference.mean if cell.difference else None,
+                "diff_to_own_fidelity": cell.difference_of_block.mean
+                if cell.difference_of_block
+                else None,
             }
             known = {key: value for key, value in numbers.items() if value is not None}
             if known:
@@ -81,7 +94,7 @@ def _baseline(table: Table) -> str:
 
 
 def _line(row: Row, cell: Cell) -> dict[str, object]:
-    difference = cell.difference
+    difference, of_block = cell.difference, cell.difference_of_block
     return {
         "method": row.method,
         "label": row.label,
@@ -104,5 +117,9 @@ def _line(row: Row, cell: Cell) -> dict[str, object]:
         "seeds": ";".join(str(seed.seed) for seed in cell.seeds),
         "top1_by_seed": ";".join(repr(seed.top1) for seed in cell.seeds),
         "runs": ";".join(cell.runs),
-        **{key: cell.details.get(key) for key in _DETAILS},
+        **{key: cell.details.get(key) for key in (*_DETAILS, _BIT_OPERATIONS)},
+        "block": row.block.removeprefix("_"),
+        "difference_to_own_fidelity_mean": of_block.mean if of_block else None,
+        "difference_to_own_fidelity_sd": of_block.spread if of_block else None,
+        "difference_to_own_fidelity_pairs": of_block.pairs if of_block else None,
     }

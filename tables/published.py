@@ -8,6 +8,7 @@ from tables.errors import TableError
 from tables.files import read_yaml
 
 TRUST = ("primary", "derived", "secondary", "user")
+OFQ = ("statsq", "qkr", "cga")
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 
@@ -41,14 +42,46 @@ class PublishedNumbers:
         return self._printed(str(entry["printed_by_ofq"]), "primary", str(entry.get("note", "")))
 
     def ablation(self, model: str, components: tuple[str, ...], bits: str) -> Published:
-        """The ablation entry of just these components at `bits` (such as `w2a2`), or empty."""
+        """The ablation entry of just these components at `bits` (such as `w2a2`), or empty.
+
+        Models without an ablation have the main comparison, whose OFQ has all components.
+        """
         entries = self._document.get(f"ablation_{model}")
         if not isinstance(entries, list):
-            return Published()
+            return self.main("ofq", model, bits) if components == OFQ else Published()
         for entry in entries:
             if tuple(entry.get("components", ())) == components:
                 return self._from_entry(entry, bits)
         return Published()
+
+    def main(self, paper: str, model: str, bits: str) -> Published:
+        """What `paper` reports for `model` at `bits` in the main comparison, or empty."""
+        note = ""
+        for entry in self.entries("main"):
+            if entry.get("paper") != paper:
+                continue
+            # "same" is what the entry of that paper before it says.
+            note = note if entry.get("note") == "same" else str(entry.get("note", ""))
+            if entry.get("model") == model:
+                return self._from_entry(entry | {"note": note}, bits)
+        return Published()
+
+    def entries(self, key: str) -> list[dict[str, Any]]:
+        """The list of entries `key`, every value as it was typed; empty if there is none.
+
+        TableError for an entry without a known trust level, where it has one.
+        """
+        entries = self._document.get(key) or []
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise TableError(f"{self._path}: '{key}' is not a list of entries")
+        for entry in entries:
+            if "trust" in entry:
+                self._known(str(entry["trust"]))
+        return entries
+
+    def section(self, key: str) -> dict[str, Any]:
+        """The mapping `key`, every value as it was typed; TableError if there is none."""
+        return self._section(key)
 
     def _from_entry(self, entry: dict[str, Any], bits: str) -> Published:
         trust, note = str(entry.get("trust", "")), str(entry.get("note", ""))

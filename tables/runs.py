@@ -17,6 +17,7 @@ _COSTS = (
     "peak_memory_bytes",
     "model_bytes",
     "macs",
+    "bit_operations",
     "qkr_extra_macs",
     "qkr_extra_weights",
 )
@@ -38,6 +39,8 @@ class Origin:
 class Run:
     """One finished run: accuracies in percent, shares as fractions, costs as their keys say.
 
+    oscillation: every number of that section of metrics.json, nested ones by dotted keys.
+
     val_top1 is None where no training images were held out for selection.
     """
 
@@ -53,6 +56,7 @@ class Run:
     n_images: int
     n_correct: int
     oscillation_share: float | None
+    oscillation: Mapping[str, float]
     costs: Mapping[str, float]
     settings: Mapping[str, Any]
     origin: Origin
@@ -145,6 +149,7 @@ def read_run(folder: Path) -> Run:
         n_images=_whole(metrics, "n_images", path),
         n_correct=_whole(metrics, "n_correct", path),
         oscillation_share=share,
+        oscillation=_numbers(metrics["oscillation"]),
         costs={
             key: _number(costs, key, path, "cost.") for key in _COSTS if costs.get(key) is not None
         },
@@ -178,6 +183,16 @@ def _refuse_misnamed(run: Run) -> None:
         raise TableError(
             f"{run.folder}: its settings.yaml belongs to {expected}; rename or remove the folder"
         )
+
+
+def _numbers(section: Any) -> dict[str, float]:
+    """All numbers; what was not measured is null there and absent here."""
+    flat = flatten(section) if isinstance(section, dict) else {}
+    return {
+        key: float(value)
+        for key, value in flat.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def _section(metrics: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """The specification of a table: which rows, which columns, which words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ FULL_PRECISION = "full_precision"
 class RowSpec:
     """One row; `published` holds the components of the published row, empty if there is none.
 
-    `bits` is set where the row has one bit width in every column (full precision).
+    `bits` is set where the row has one bit width in every column (full precision). An `optional`
+    row is left out where it has no run. `block` is the suffix of the block it belongs to, if any.
     """
 
     method: str
@@ -23,16 +24,33 @@ class RowSpec:
     published: tuple[str, ...]
     bits: int | None = None
     may_differ: tuple[str, ...] = ()
+    optional: bool = False
+    block: str = ""
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """The quantized rows once more, as methods whose names end in `suffix`.
+
+    They differ from the other rows in `may_differ` and are compared with the baseline of their own
+    block. `label` follows that of the row.
+    """
+
+    suffix: str
+    label: str
+    may_differ: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class PublishedSpec:
-    """Which published model stands beside the table, and the runs that may be compared with it."""
+    """The published model beside studies of a model of their own, and the data that is compared.
+
+    `title` still holds {published_model}.
+    """
 
     model: str
     title: str
     comparable_data: tuple[str, ...]
-    comparable_model: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,7 @@ class TableSpec:
     may_differ: tuple[str, ...]
     may_differ_between_bits: tuple[str, ...]
     rows: tuple[RowSpec, ...]
+    blocks: tuple[BlockSpec, ...]
     published: PublishedSpec
     notes: tuple[str, ...]
     published_note: str
@@ -62,6 +81,8 @@ def load_spec(name: str, folder: Path = SPECS) -> TableSpec:
     keys = _Keys(read_yaml(path), str(path))
     published = keys.mapping("published")
     comparable = published.mapping("comparable")
+    rows = tuple(_row(_Keys(item, f"{path}: rows")) for item in keys.items("rows"))
+    blocks = tuple(_block(_Keys(item, f"{path}: blocks")) for item in keys.items("blocks", []))
     spec = TableSpec(
         name=name,
         title=keys.text("title"),
@@ -70,12 +91,12 @@ def load_spec(name: str, folder: Path = SPECS) -> TableSpec:
         baseline=keys.text("baseline"),
         may_differ=keys.names("may_differ"),
         may_differ_between_bits=keys.names("may_differ_between_bits", default=[]),
-        rows=tuple(_row(_Keys(item, f"{path}: rows")) for item in keys.items("rows")),
+        rows=(*rows, *(_in_block(row, block) for block in blocks for row in rows if not row.bits)),
+        blocks=blocks,
         published=PublishedSpec(
             published.text("model"),
             published.text("title"),
             comparable.names("data"),
-            comparable.names("model"),
         ),
         notes=keys.names("notes"),
         published_note=keys.text("published_note"),
@@ -104,9 +125,27 @@ def _row(keys: "_Keys") -> RowSpec:
         published=(published,) if isinstance(published, str) else tuple(published or ()),
         bits=None if bits is None else _bits(bits, keys.where),
         may_differ=keys.names("may_differ", default=[]),
+        optional=keys.flag("optional"),
     )
     keys.refuse_rest()
     return row
+
+
+def _block(keys: "_Keys") -> BlockSpec:
+    block = BlockSpec(keys.text("suffix"), keys.text("label"), keys.names("may_differ"))
+    keys.refuse_rest()
+    return block
+
+
+def _in_block(row: RowSpec, block: BlockSpec) -> RowSpec:
+    return replace(
+        row,
+        method=row.method + block.suffix,
+        label=f"{row.label}, {block.label}",
+        may_differ=block.may_differ,
+        optional=True,
+        block=block.suffix,
+    )
 
 
 def _bits(value: object, where: str) -> int:
@@ -141,8 +180,11 @@ class _Keys:
     def text(self, key: str) -> str:
         return str(self._required(key, str))
 
-    def items(self, key: str) -> list[Any]:
-        return list(self._required(key, list))
+    def flag(self, key: str) -> bool:
+        return bool(self._required(key, bool, default=False))
+
+    def items(self, key: str, default: list[Any] | None = None) -> list[Any]:
+        return list(self._required(key, list, default))
 
     def names(self, key: str, default: list[str] | None = None) -> tuple[str, ...]:
         items = self._required(key, list, default)

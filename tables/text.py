@@ -1,6 +1,7 @@
 """How numbers read, in every format. The minus sign is U+2212; LaTeX swaps it for its own."""
 
 from tables.model import Cell
+from tables.seeds import Difference
 
 MISSING = "—"
 
@@ -35,12 +36,20 @@ def difference(cell: Cell) -> str:
     """Paired difference in points; the number of pairs only where it is not the cell's n."""
     if cell.is_baseline and cell.mean is not None:
         return "baseline"
-    if cell.difference is None:
+    return paired(cell.difference, cell.n)
+
+
+def difference_of_block(cell: Cell) -> str:
+    """Paired difference in points to the same method at the study's own fidelity."""
+    return paired(cell.difference_of_block, cell.n)
+
+
+def paired(difference: Difference | None, n: int) -> str:
+    """Paired difference in points; the number of pairs only where it is not the n seeds."""
+    if difference is None:
         return MISSING
-    pairs = (
-        "" if cell.difference.pairs == cell.n else f" ({cell.difference.pairs} of {cell.n} seeds)"
-    )
-    return signed(cell.difference.mean) + spread(cell.difference.spread) + pairs
+    pairs = "" if difference.pairs == n else f" ({difference.pairs} of {n} seeds)"
+    return signed(difference.mean) + spread(difference.spread) + pairs
 
 
 def oscillation(cell: Cell) -> str:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -58,7 +59,30 @@ def write_table(table: Table, out: Path) -> RenderedPaths:
     written.
     """
     paths = paths_of(table.name, out, tuple(row.method for row in table.rows))
-    contents = _contents(table, paths)
+    write_files(table_files(table, out), out)
+    remove_stale_rows(paths)
+    return paths
+
+
+def table_files(table: Table, out: Path) -> dict[Path, bytes]:
+    """Every file of a table, by path, before any is written."""
+    return _contents(table, paths_of(table.name, out, tuple(row.method for row in table.rows)))
+
+
+def remove_stale_rows(paths: RenderedPaths) -> None:
+    """Remove the row files of an earlier rendering that this one does not have; TableError."""
+    folder = paths.markdown.parent / "rows"
+    try:
+        for path in folder.glob("*.md"):
+            stale = path not in paths.rows
+            if stale and path.read_text(encoding="utf-8").startswith(ROW_MARK):
+                path.unlink()
+    except OSError as error:
+        raise TableError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def write_files(contents: Mapping[Path, bytes], out: Path) -> None:
+    """Write all files, each below `out`, or none; TableError if they cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -72,10 +96,8 @@ def write_table(table: Table, out: Path) -> RenderedPaths:
                 os.replace(staging / path.relative_to(out), path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        _remove_stale_rows(out / "rows", set(paths.rows))
     except OSError as error:
         raise TableError(f"{out}: cannot be written ({error.strerror or error})") from error
-    return paths
 
 
 def _contents(table: Table, paths: RenderedPaths) -> dict[Path, bytes]:
@@ -92,9 +114,3 @@ def _contents(table: Table, paths: RenderedPaths) -> dict[Path, bytes]:
         texts[path] = markdown_row(table, row)
     contents = {path: words.encode() for path, words in texts.items()}
     return contents | {paths.svg: svg, paths.png: png}
-
-
-def _remove_stale_rows(folder: Path, current: set[Path]) -> None:
-    for path in folder.glob("*.md"):
-        if path not in current and path.read_text(encoding="utf-8").startswith(ROW_MARK):
-            path.unlink()

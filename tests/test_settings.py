@@ -84,7 +84,7 @@ MISTAKES = [
     ("quant.edge_bits", 4, ["quant.edge_bits = 4", "8 or 32"]),
     ("quant.wbits", MISSING, ["quant.wbits", "missing"]),
     # names
-    ("quant.weight", "statq", ["quant.weight = 'statq'", "'statsq' or 'lsq'"]),
+    ("quant.weight", "statq", ["quant.weight = 'statq'", "did you mean 'statsq'?", "lsqplus"]),
     ("quant.qk_bias", "fold", ["quant.qk_bias", "unknown key"]),
     ("quant.qkr", "perhaps", ["quant.qkr = 'perhaps'", "boolean"]),
     ("distill.teacher_head", "cls", ["distill.teacher_head", "unknown key"]),

@@ -26,9 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from ofq_core.errors import CheckpointError
+from ofq_core.methods.lsq import LSQWeight
+from ofq_core.methods.statsq import StatsQWeight
 from ofq_core.models import is_swin
 from ofq_core.models.swin_keys import torchvision_name
-from ofq_core.nn import LSQActivation, LSQWeight, QuantConv2d, QuantLinear, StatsQWeight, TokenLSQ
+from ofq_core.nn import LSQActivation, QuantConv2d, QuantLinear, TokenLSQ
 
 # The released StatsQ clips W / s to [-c/2, c/2 - 1e-6], c saved as `clip_val` and never trained.
 CLIP = 2.0

@@ -10,14 +10,16 @@ from typing import Any
 from torch import nn
 
 from ofq_core.errors import ModelError
+from ofq_core.methods import activation_rule, weight_quantizer
+from ofq_core.methods.lsq import LSQWeight
 from ofq_core.models.geometry import is_swin, token_count
 from ofq_core.models.released_init import lose_released_tensors
 from ofq_core.models.report import ConversionReport, compare
 from ofq_core.nn import (
+    ActivationRule,
     AttentionPlan,
     FullPrecisionWeight,
     LSQActivation,
-    LSQWeight,
     MakeWeightQuantizer,
     QKRAttention,
     QKRWindowAttention,
@@ -25,12 +27,10 @@ from ofq_core.nn import (
     QuantConv2d,
     QuantLinear,
     QuantWindowAttention,
-    StatsQWeight,
     TokenLSQ,
 )
 from ofq_core.settings import FidelitySettings, QuantSettings
 
-_WEIGHT_QUANTIZERS = {"statsq": StatsQWeight, "lsq": LSQWeight}
 _SOFTMAX = "softmax does not depend on it"
 _RELEASED = "fidelity.initialization = released"
 
@@ -48,13 +48,14 @@ class QuantPlan:
     dead_biases: bool = False
     column_scales: bool = False
     released_initialization: bool = False
+    rule: ActivationRule | None = None
 
     @classmethod
     def from_settings(cls, settings: QuantSettings, fidelity: FidelitySettings) -> QuantPlan:
         """Read names and numbers once, here."""
         weight: MakeWeightQuantizer = FullPrecisionWeight
         if settings.wbits != 32:
-            weight = partial(_WEIGHT_QUANTIZERS[settings.weight], bits=settings.wbits)
+            weight = weight_quantizer(settings)
         edge: MakeWeightQuantizer = FullPrecisionWeight
         if settings.edge_bits != 32:
             edge = partial(LSQWeight, bits=settings.edge_bits)
@@ -68,6 +69,7 @@ class QuantPlan:
             dead_biases=fidelity.dead_biases,
             column_scales=fidelity.swin_scale_axis == "column",
             released_initialization=fidelity.initialization == "released",
+            rule=activation_rule(settings) if settings.abits != 32 else None,
         )
 
     def attention(self, tokens: int) -> AttentionPlan:
@@ -78,6 +80,7 @@ class QuantPlan:
             make_weight_quantizer=self.make_weight_quantizer,
             fold_query_bias=self.fold_query_bias,
             dead_biases=self.dead_biases,
+            rule=self.rule,
         )
 
 
@@ -160,7 +163,9 @@ def _token_quantizer(
 ) -> nn.Module:
     if plan.activation_bits == 32:
         return nn.Identity()
-    return TokenLSQ(positions, plan.activation_bits, signed, (channels,), columns=columns)
+    return TokenLSQ(
+        positions, plan.activation_bits, signed, (channels,), columns=columns, rule=plan.rule
+    )
 
 
 def _quant_patch_embedding(embedding: Any, plan: QuantPlan) -> QuantConv2d:

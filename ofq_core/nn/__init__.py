@@ -1,8 +1,10 @@
 """Quantized layers: thin modules round the functions of `ofq_core.quant`."""
 
 from ofq_core.nn.activation import (
+    ActivationRule,
     Calibrated,
     LSQActivation,
+    LSQRule,
     TokenLSQ,
     calibrate,
     require_calibrated,
@@ -18,18 +20,17 @@ from ofq_core.nn.attention import (
 from ofq_core.nn.layers import QuantConv2d, QuantLinear
 from ofq_core.nn.weight import (
     FullPrecisionWeight,
-    LSQWeight,
     MakeWeightQuantizer,
-    StatsQWeight,
     WeightQuantizer,
 )
 
 __all__ = [
+    "ActivationRule",
     "AttentionPlan",
     "Calibrated",
     "FullPrecisionWeight",
     "LSQActivation",
-    "LSQWeight",
+    "LSQRule",
     "MakeWeightQuantizer",
     "QKRAttention",
     "QKRWindowAttention",
@@ -37,7 +38,6 @@ __all__ = [
     "QuantConv2d",
     "QuantLinear",
     "QuantWindowAttention",
-    "StatsQWeight",
     "TokenLSQ",
     "WeightQuantizer",
     "calibrate",

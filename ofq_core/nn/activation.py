@@ -27,6 +27,56 @@ class Calibrated:
     largest: float
 
 
+class ActivationRule:
+    """How a quantizer of activations turns x into quantized x; its parameters lie in the module.
+
+    A method with a rule of its own subclasses this: `extra` names further parameters, `start` sets
+    all of them from the first images, `quantize` is the forward. x always has its groups along
+    `module.axis` (None: one group), `module.low` and `module.high` are the code range, and
+    `module.scale` has one entry per group.
+    """
+
+    def extra(self, length: int) -> dict[str, Tensor]:
+        """Further parameters, one entry per group each, as they are before `start`."""
+        return {}
+
+    def start(self, module: LSQActivation, x: Tensor) -> None:
+        """Set the parameters from x, the calibration images' activations, at least FP32."""
+        raise NotImplementedError
+
+    def quantize(self, module: LSQActivation, x: Tensor) -> Tensor:
+        """x, at least FP32, quantized; same shape and dtype."""
+        raise NotImplementedError
+
+    def penalty(self, module: LSQActivation) -> Tensor | None:
+        """A scalar added to the loss of each step, or None."""
+        return None
+
+
+class LSQRule(ActivationRule):
+    """LSQ with a learned scale per group (`ofq_core.quant.lsq`)."""
+
+    def start(self, module: LSQActivation, x: Tensor) -> None:
+        """Scales from the mean magnitude of each group."""
+        module.scale.copy_(
+            without_zeros(lsq_init_scale(x, module.axis, module.high, module.init_factor))
+        )
+
+    def quantize(self, module: LSQActivation, x: Tensor) -> Tensor:
+        """See `ofq_core.quant.lsq`."""
+        return lsq(x, module.scale, module.low, module.high, module.axis, module.whole_batch)
+
+
+def without_zeros(scale: Tensor) -> Tensor:
+    """Scales with the largest one in the place of zeros, or 1 where all are zero.
+
+    A token that is zero throughout (an attention map that rounded to nothing) gives scale 0, which
+    would clip all that comes later.
+    """
+    fallback = scale.max() if bool(scale.max() > 0) else torch.ones_like(scale.max())
+    return torch.where(scale == 0, fallback, scale)
+
+
 class LSQActivation(nn.Module):
     """LSQ for activations with optional learnable biases before and after.
 
@@ -40,6 +90,7 @@ class LSQActivation(nn.Module):
             are stored as vectors, start at zero and are never decayed.
         bias_after: leave the second bias out where it cannot act (False).
         init_factor: factor of the initial scale, by default 2 (signed or per tensor) or 4.
+        rule: what takes the place of LSQ, for methods that treat activations in their own way.
 
     The scales exist from the start and are NaN until `calibration` has filled them, so a
     forgotten calibration cannot pass for a result.
@@ -54,13 +105,17 @@ class LSQActivation(nn.Module):
         bias_shape: tuple[int, ...] | None = None,
         bias_after: bool = True,
         init_factor: float | None = None,
+        rule: ActivationRule | None = None,
     ) -> None:
         super().__init__()
+        self.rule = rule or LSQRule()
         self.bits, self.signed, self.axis = bits, signed, axis
         self.low, self.high = code_range(bits, signed)
         default_factor = 2.0 if signed or axis is None else 4.0
         self.init_factor = default_factor if init_factor is None else init_factor
         self.scale = nn.Parameter(torch.full((length,), float("nan")))
+        for name, values in self.rule.extra(length).items():
+            self.register_parameter(name, nn.Parameter(values))
         self.bias_shape = bias_shape
         entries = int(torch.Size(bias_shape).numel()) if bias_shape is not None else 0
         self.bias_before = nn.Parameter(torch.zeros(entries)) if bias_shape is not None else None
@@ -72,18 +127,15 @@ class LSQActivation(nn.Module):
 
     def _quantize(self, x: Tensor) -> Tensor:
         if self.calibrating:
-            scale = lsq_init_scale(x, self.axis, self.high, self.init_factor)
-            if scale.shape != self.scale.shape:
+            groups = 1 if self.axis is None else x.shape[self.axis]
+            if groups != self.scale.numel():
                 raise ModelError(
                     f"{self.scale.numel()} activation scales, but the input of shape "
-                    f"{tuple(x.shape)} needs {scale.numel()}: image size and model do not fit"
+                    f"{tuple(x.shape)} needs {groups}: image size and model do not fit"
                 )
-            # A token that is zero throughout (an attention map that rounded to nothing) gives
-            # scale 0, which would clip all that comes later: take the largest one instead.
-            fallback = scale.max() if bool(scale.max() > 0) else torch.ones_like(scale.max())
             with torch.no_grad():
-                self.scale.copy_(torch.where(scale == 0, fallback, scale))
-        return lsq(x, self.scale, self.low, self.high, self.axis, self.whole_batch)
+                self.rule.start(self, x)
+        return self.rule.quantize(self, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize x, in at least FP32 whatever autocast does; same shape."""
@@ -122,9 +174,10 @@ class TokenLSQ(LSQActivation):
         groups: int = 1,
         bias_after: bool = True,
         columns: int | None = None,
+        rule: ActivationRule | None = None,
     ) -> None:
         length = (positions if columns is None else columns) * groups
-        super().__init__(length, -2, bits, signed, bias_shape, bias_after)
+        super().__init__(length, -2, bits, signed, bias_shape, bias_after, rule=rule)
         self.positions, self.groups, self.length = positions, groups, length
 
     def _quantize(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ofq_core.nn.activation import LSQActivation, TokenLSQ
+from ofq_core.nn.activation import ActivationRule, LSQActivation, TokenLSQ
 from ofq_core.nn.layers import QuantLinear
 from ofq_core.nn.weight import MakeWeightQuantizer
 from ofq_core.quant import folded_query_bias, qkr_product
@@ -27,7 +27,7 @@ class AttentionPlan:
     tokens: N. activation_bits: 2 to 8, or 32 for none. make_weight_quantizer: for every weight
     matrix. fold_query_bias: QKR keeps the query bias, folded into the key side (else it is
     dropped, as in the released code). dead_biases: keep the second biases of k and z, on which
-    the output does not depend (released layout).
+    the output does not depend (released layout). rule: of all activation quantizers; None is LSQ.
     """
 
     tokens: int
@@ -35,13 +35,14 @@ class AttentionPlan:
     make_weight_quantizer: MakeWeightQuantizer
     fold_query_bias: bool = True
     dead_biases: bool = False
+    rule: ActivationRule | None = None
 
     def token_quantizer(self, channels: int, biases: bool = True) -> nn.Module:
         """Signed quantizer for (B, N, channels), one scale per token."""
         if self.activation_bits == 32:
             return nn.Identity()
         shape = (channels,) if biases else None
-        return TokenLSQ(self.tokens, self.activation_bits, bias_shape=shape)
+        return TokenLSQ(self.tokens, self.activation_bits, bias_shape=shape, rule=self.rule)
 
     def key_quantizer(self, channels: int, groups: int = 1) -> nn.Module:
         """As `token_quantizer`, for the key side, whose second bias cannot act on the softmax."""
@@ -53,19 +54,22 @@ class AttentionPlan:
             bias_shape=(channels,),
             groups=groups,
             bias_after=self.dead_biases,
+            rule=self.rule,
         )
 
     def value_quantizer(self, channels: int) -> nn.Module:
         """Signed quantizer for (B, N, channels), one scale per channel."""
         if self.activation_bits == 32:
             return nn.Identity()
-        return LSQActivation(channels, -1, self.activation_bits, bias_shape=(channels,))
+        return LSQActivation(
+            channels, -1, self.activation_bits, bias_shape=(channels,), rule=self.rule
+        )
 
     def map_quantizer(self) -> nn.Module:
         """Unsigned quantizer for (B, H, N, N) probabilities, one scale per query position."""
         if self.activation_bits == 32:
             return nn.Identity()
-        return LSQActivation(self.tokens, -2, self.activation_bits, signed=False)
+        return LSQActivation(self.tokens, -2, self.activation_bits, signed=False, rule=self.rule)
 
 
 class _Attention(nn.Module):

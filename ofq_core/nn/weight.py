@@ -1,7 +1,7 @@
-"""Weight quantizers as modules: the functions of `ofq_core.quant` plus the little state they need.
+"""The contract of weight quantizers: modules with one interface and the little state they need.
 
-All have one interface, so that layers, CGA and the oscillation tracker need not know which is in
-use. Weights come as (rows, ...); StatsQ needs a matrix.
+Layers, CGA, the oscillation tracker and the training loop need not know which is in use. The
+quantizers themselves are in `ofq_core.methods`, one file each.
 """
 
 from __future__ import annotations
@@ -11,23 +11,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ofq_core.quant import (
-    code_range,
-    free_mask,
-    lsq,
-    lsq_codes,
-    lsq_init_scale,
-    lsq_position,
-    observed_code_range,
-    statsq_dequantize,
-    statsq_position,
-    statsq_scale,
-    straight_through,
-)
+from ofq_core.quant import free_mask, observed_code_range, straight_through
 
 
 class WeightQuantizer(nn.Module):
     """Base: latent weights in, quantized weights out, and where each weight stands on its grid.
+
+    A method defines `position`, `scales` and `forward`; `codes` where a code is not the rounded
+    position. Its constructor takes the weights (rows, ...) that it starts from, `bits`, and its
+    options by name. State that a resumed run needs is a parameter or a buffer.
+
+    What a method does beside the forward pass:
+
+    - `penalty` returns a term that is added to the loss of each step;
+    - `after_step` is called after each optimizer step, and may change the weights.
 
     Attributes:
         bits: 2 to 8, or 32 when nothing is quantized.
@@ -36,6 +33,8 @@ class WeightQuantizer(nn.Module):
         gradient_band: when set, only weights within this many steps of a threshold pass a
             gradient back (CGA on a product of parameters, where no weight can be restored).
         observed_range: CGA counts only thresholds between codes that occur (released behaviour).
+        keep_gradient: add the gradient of the latent weights to `gradient` in each backward (for
+            the tracker; needed for a product, which is no parameter). CGA's mask is not in it.
     """
 
     bits: int
@@ -48,18 +47,31 @@ class WeightQuantizer(nn.Module):
         self.last_codes: Tensor | None = None
         self.gradient_band: float | None = None
         self.observed_range = False
+        self.keep_gradient = False
+        self.gradient: Tensor | None = None
 
-    def position(self, weight: Tensor) -> Tensor:
-        """Unrounded codes; decision thresholds lie at t + 1/2 for t = low .. high - 1."""
+    def position(self, weight: Tensor, scales: Tensor | None = None) -> Tensor:
+        """Unrounded codes, at least FP32, detached; thresholds lie at t + 1/2, t = low .. high - 1.
+
+        Args:
+            weight: latent weights (rows, ...).
+            scales: as `scales` returns them, for the same weights or others; by default those in
+                use. With the scales of another step it tells whether a code changed because the
+                weight moved or because the scale did.
+        """
         raise NotImplementedError
 
-    def codes(self, weight: Tensor) -> Tensor:
+    def codes(self, weight: Tensor, scales: Tensor | None = None) -> Tensor:
         """Integer codes as int8 (int16 where they do not fit), shape of the weights."""
         kind = torch.int8 if self.low >= -128 and self.high <= 127 else torch.int16
-        return self.position(weight).round_().clamp_(self.low, self.high).to(kind)
+        return self.position(weight, scales).round_().clamp_(self.low, self.high).to(kind)
 
     def scales(self, weight: Tensor) -> Tensor:
-        """The scales in use, a vector, detached."""
+        """The scales in use, a vector with one entry per row or one in all, detached."""
+        raise NotImplementedError
+
+    def clipped(self, weight: Tensor) -> Tensor:
+        """Boolean, True where a weight lies beyond the outermost bins, shape of the weights."""
         raise NotImplementedError
 
     def free(self, weight: Tensor, boundary_range: float) -> Tensor:
@@ -70,84 +82,50 @@ class WeightQuantizer(nn.Module):
             low, high = observed_code_range(self.codes(weight))
         return free_mask(position, boundary_range, low, high)
 
+    @torch.no_grad()
+    def quantized(self, weight: Tensor) -> Tensor:
+        """The quantized weights in the weights' dtype, without a graph or a record."""
+        record, self.record = self.record, False
+        values: Tensor = self.forward(weight.detach())
+        self.record = record
+        return values
 
-class StatsQWeight(WeightQuantizer):
-    """StatsQ (`ofq_core.quant.statsq`): no parameters, one scale per row from the weights.
+    def penalty(self, weight: Tensor, progress: float) -> Tensor | None:
+        """A scalar added to the loss of a step, or None.
 
-    clip: c of `statsq_position`, a buffer that only an imported checkpoint sets; None is 1.
-    """
+        Args:
+            weight: latent weights, with a graph to the parameters.
+            progress: share of the run's steps that are done, 0 at the first.
+        """
+        return None
 
-    clip: Tensor | None
+    def after_step(self, weight: Tensor, progress: float) -> None:
+        """Look at the weights after an optimizer step, without a graph.
 
-    def __init__(self, weight: Tensor, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.low, self.high = code_range(bits, signed=True)
-        self.register_buffer("clip", None)
+        Args:
+            weight: latent weights. Writing into them in place changes the parameter, except under
+                QKR, where they are a product that is computed anew from its two factors.
+            progress: share of the run's steps that are done, 1 after the last.
+        """
 
-    def set_clip(self, clip: Tensor) -> None:
-        """Clip at c instead of 1, as a released checkpoint may say; c above 1 adds outer codes."""
-        self.clip = clip.detach().clone()
-        n = 1 << (self.bits - 1)
-        self.low = int((-self.clip * n - 0.5).round())
-        self.high = int(((self.clip - 1e-6) * n - 0.5).round())
-
-    def position(self, weight: Tensor) -> Tensor:
-        """See `WeightQuantizer.position`."""
-        return statsq_position(weight, self.bits, clip=self.clip)
-
-    def scales(self, weight: Tensor) -> Tensor:
-        """See `WeightQuantizer.scales`."""
-        return statsq_scale(weight).flatten()
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Quantize (rows, cols); the gradient passes straight through to the weights."""
-        scale = statsq_scale(weight)
-        position = statsq_position(weight, self.bits, scale, self.clip)
-        codes = position.round().clamp_(self.low, self.high)
+    def _record(self, codes: Callable[[], Tensor]) -> None:
+        """Keep the codes of a training forward when somebody wants them."""
         if self.record and self.training:
-            self.last_codes = codes
-        free = None
-        if self.gradient_band is not None and self.training:
-            free = self.free(weight, self.gradient_band)
-        return straight_through(weight, statsq_dequantize(codes, scale, self.bits), free)
+            self.last_codes = codes()
 
-    def extra_repr(self) -> str:
-        """Show the bit width when the module is printed."""
-        return f"bits={self.bits}"
-
-
-class LSQWeight(WeightQuantizer):
-    """LSQ (`ofq_core.quant.lsq`) with one learned scale per row, set from the weights given."""
-
-    def __init__(self, weight: Tensor, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.low, self.high = code_range(bits, signed=True)
-        self.scale = nn.Parameter(lsq_init_scale(weight, axis=0, qmax=self.high, factor=2.0))
-
-    def position(self, weight: Tensor) -> Tensor:
-        """See `WeightQuantizer.position`; beyond the outer codes it is clipped half a step out."""
-        v = lsq_position(weight.detach(), self.scale.detach(), axis=0)
-        return v.clamp_(self.low - 0.5, self.high + 0.5)
-
-    def codes(self, weight: Tensor) -> Tensor:
-        """See `WeightQuantizer.codes`."""
-        codes = lsq_codes(weight.detach(), self.scale.detach(), self.low, self.high, axis=0)
-        return codes.to(torch.int8)
-
-    def scales(self, weight: Tensor) -> Tensor:
-        """See `WeightQuantizer.scales`."""
-        return self.scale.detach()
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Quantize (rows, ...) with the gradients of LSQ."""
-        if self.record and self.training:
-            self.last_codes = self.codes(weight)
+    def _held(self, weight: Tensor) -> Tensor:
+        """What a forward must quantize instead of `weight`: the same values, with CGA's mask on the
+        gradient when `gradient_band` is set."""
         if self.gradient_band is not None and self.training:
             free = self.free(weight, self.gradient_band)
             weight = straight_through(weight, weight.detach(), free)
-        return lsq(weight, self.scale, self.low, self.high, axis=0)
+        if self.keep_gradient and weight.requires_grad:
+            weight = weight.view_as(weight)
+            weight.register_hook(self._add_gradient)  # type: ignore[no-untyped-call]
+        return weight
+
+    def _add_gradient(self, gradient: Tensor) -> None:
+        self.gradient = gradient if self.gradient is None else self.gradient + gradient
 
     def extra_repr(self) -> str:
         """Show the bit width when the module is printed."""

@@ -6,6 +6,9 @@ from ofq_core.quant.oscillation import (
     OSCILLATION_THRESHOLD,
     IterativeFreezing,
     OscillationState,
+    boundary_distance,
+    code_entropy,
+    flip_causes,
 )
 from ofq_core.quant.qkr import folded_query_bias, qkr_product
 from ofq_core.quant.statsq import (
@@ -24,7 +27,10 @@ __all__ = [
     "IterativeFreezing",
     "OscillationState",
     "at_least_float32",
+    "boundary_distance",
+    "code_entropy",
     "code_range",
+    "flip_causes",
     "folded_query_bias",
     "free_mask",
     "lsq",

@@ -7,16 +7,67 @@ With the code k^t of one weight after step t:
     f^t = m o^t + (1 - m) f^(t-1),  f^0 = 0
 
 The first flip of a weight never counts. A weight oscillates when f is above a threshold (0.005).
+
+What else is measured: why a code changed (`flip_causes`), how close weights are to a threshold
+(`boundary_distance`), and how evenly codes are used (`code_entropy`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 OSCILLATION_THRESHOLD = 0.005
+
+
+def boundary_distance(position: Tensor, low: int, high: int) -> Tensor:
+    """Distance of each weight to the nearest decision threshold, in quantization steps.
+
+    Args:
+        position: unrounded codes, FP32 or FP64; thresholds lie at t + 1/2, t = low .. high - 1.
+
+    Returns:
+        Shape and dtype of `position`; 0 to 0.5 between two thresholds, more beyond the outermost.
+        A weight is inside the boundary range r exactly when its distance is at most r (r <= 0.5).
+    """
+    below = position.floor().clamp_(low, high - 1)
+    return position.sub(below).sub_(0.5).abs_()
+
+
+def flip_causes(
+    before: Tensor, after: Tensor, weight_alone: Tensor, scale_alone: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Split code changes of one step by what caused them.
+
+    Args:
+        before, after: codes before and after the step, integers, any one shape.
+        weight_alone: codes of the new weights on the old scales.
+        scale_alone: codes of the old weights on the new scales.
+
+    Returns:
+        Three boolean masks, which together are the flips: the weight's move alone changes the code
+        and the scale's alone does not; the other way round; and the rest, where either of them
+        would have, or only both together do.
+    """
+    flipped = before != after
+    by_weight, by_scale = weight_alone != before, scale_alone != before
+    weight = flipped & by_weight & ~by_scale
+    scale = flipped & by_scale & ~by_weight
+    return weight, scale, flipped & ~weight & ~scale
+
+
+def code_entropy(codes: Tensor, low: int, high: int) -> Tensor:
+    """Shannon entropy of how often each code occurs, in bits: a scalar FP32 tensor.
+
+    0 where one code takes all, log2(high - low + 1) where all occur alike.
+    """
+    counts = torch.bincount(codes.reshape(-1).long() - low, minlength=high - low + 1)
+    share = counts.to(torch.float32) / codes.numel()
+    entropy: Tensor = -torch.special.xlogy(share, share).sum() / math.log(2.0)
+    return entropy
 
 
 @dataclass

@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ofq_core.explain import Model
+from ofq_core.explain import Model, did_you_mean
+from ofq_core.settings.methods import WEIGHT_METHODS
 from ofq_core.settings.types import Bits, whole_number
+
+BoundaryRange = Annotated[float, Field(gt=0, le=0.5)]
 
 
 def method_name(weight: str, qkr: bool, cga: bool) -> str:
@@ -16,22 +19,77 @@ def method_name(weight: str, qkr: bool, cga: bool) -> str:
     return {"statsq_qkr_cga": "ofq"}.get(name, name)
 
 
-class QuantSettings(Model):
+def known_weight(name: str) -> str:
+    """The name of a method, or ValueError."""
+    if name not in WEIGHT_METHODS:
+        raise ValueError(
+            f"unknown method {name!r}{did_you_mean(name, WEIGHT_METHODS)}; known are "
+            f"{', '.join(WEIGHT_METHODS)}"
+        )
+    return name
+
+
+def checked_options(weight: str, options: dict[str, float | None]) -> dict[str, float | None]:
+    """All options of a method; those that are not given, or null, at their default. ValueError."""
+    known = WEIGHT_METHODS[weight].options
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if name not in known:
+            allowed = f"known are {', '.join(known)}" if known else "it has none"
+            raise ValueError(
+                f"options.{name}: weight = {weight!r} has no such option"
+                f"{did_you_mean(name, known)}; {allowed}"
+            )
+        low, high = known[name].low, known[name].high
+        if not low <= value <= high:
+            raise ValueError(
+                f"options.{name} = {value:g}: expected a number in [{low:g}, {high:g}]"
+            )
+    return {name: given.get(name, option.default) for name, option in known.items()}
+
+
+class _Combination(Model):
+    """A weight quantizer with or without QKR and CGA, as far as that has a meaning."""
+
+    weight: str
+    qkr: bool
+    cga: bool
+    options: dict[str, float | None] = Field(default_factory=dict)
+
+    @field_validator("weight")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return known_weight(value)
+
+    @model_validator(mode="after")
+    def _has_a_meaning(self) -> _Combination:
+        method = WEIGHT_METHODS[self.weight]
+        for part, wanted, reason in (
+            ("qkr", self.qkr, method.no_qkr),
+            ("cga", self.cga, method.no_cga),
+        ):
+            if wanted and reason:
+                raise ValueError(
+                    f"{part} = true has no meaning with weight = {self.weight!r}: {reason}"
+                )
+        # Assigning would validate once more, without an end.
+        self.__dict__["options"] = checked_options(self.weight, self.options)
+        return self
+
+
+class QuantSettings(_Combination):
     """What is quantized and how.
 
-    weight: quantizer of the low-bit weights. wbits, abits: bits of weights and activations (32:
-    off). edge_bits: bits of the first and last layer, always LSQ (32: off). qkr: query-key
-    reparameterisation. cga: confidence-guided annealing in the last phase. boundary_range: half
-    width of CGA's free band, in quantization steps.
+    weight: method that quantizes the low-bit weights, with its `options`. wbits, abits: bits of
+    weights and activations (32: off). edge_bits: bits of the first and last layer, always LSQ (32:
+    off). qkr: query-key reparameterisation. cga: confidence-guided annealing in the last phase.
+    boundary_range: half width of CGA's free band, in quantization steps.
     """
 
-    weight: Literal["statsq", "lsq"]
     wbits: Bits
     abits: Bits
     edge_bits: Literal[8, 32] = 8
-    qkr: bool
-    cga: bool
-    boundary_range: Annotated[float, Field(gt=0, le=0.5)] = 0.005
+    boundary_range: BoundaryRange = 0.005
 
     @field_validator("wbits", "abits", "edge_bits", mode="before")
     @classmethod
@@ -42,6 +100,12 @@ class QuantSettings(Model):
     def _consistent(self) -> QuantSettings:
         if self.cga and self.wbits == 32:
             raise ValueError("cga = true needs quantized weights, but wbits = 32")
+        allowed = WEIGHT_METHODS[self.weight].bits
+        if self.wbits != 32 and self.wbits not in allowed:
+            raise ValueError(
+                f"wbits = {self.wbits} with weight = {self.weight!r}: expected one of "
+                f"{', '.join(map(str, allowed))}, or 32"
+            )
         return self
 
     @property
@@ -51,17 +115,35 @@ class QuantSettings(Model):
             return "fp"
         return method_name(self.weight, self.qkr, self.cga)
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train: post-training quantization has nothing."""
+        return WEIGHT_METHODS[self.weight].trains or (self.wbits == 32 and self.abits == 32)
 
-class MethodSettings(Model):
-    """The toggles that a method sets together."""
 
-    weight: Literal["statsq", "lsq"]
-    qkr: bool
-    cga: bool
+class MethodSettings(_Combination):
+    """A row of the tables: what it sets together.
+
+    fidelity: run it with all switches as described or as released, whatever the study's are (null).
+    boundary_range: run it with this one instead of the grid's (null).
+    """
+
+    fidelity: Literal["described", "released"] | None = None
+    boundary_range: BoundaryRange | None = None
+
+    @property
+    def name(self) -> str:
+        """What such a row is called: its run folders and tables say what it is."""
+        name = method_name(self.weight, self.qkr, self.cga)
+        if self.fidelity is not None:
+            name += f"_{self.fidelity}"
+        if self.boundary_range is not None:
+            name += f"_br{self.boundary_range:g}".replace(".", "p")
+        return name
 
 
 class CommonQuantSettings(Model):
     """What the cells of a grid have in common; see `QuantSettings`."""
 
     edge_bits: Literal[8, 32] = 8
-    boundary_range: Annotated[float, Field(gt=0, le=0.5)] = 0.005
+    boundary_range: BoundaryRange = 0.005

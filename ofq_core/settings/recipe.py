@@ -38,8 +38,9 @@ class RecipeSettings(Model):
     clip_grad: largest norm of the gradient (null: off). ema_decay: evaluate and keep an
     exponential moving average of the weights (null: off). precision: bf16 runs matrix products
     under autocast; quantizers stay in FP32. checkpoint_seconds: at least so long between two
-    checkpoints (0: one after every epoch). threads: CPU threads of torch (null: all); sums depend
-    on it in their last bits.
+    checkpoints (0: one after every epoch). oscillation_every: look closer at the low-bit weights
+    every so many steps (0: never; the oscillation frequency counts all steps). threads: CPU threads
+    of torch (null: all); sums depend on it in their last bits.
     """
 
     epochs: Count
@@ -64,6 +65,7 @@ class RecipeSettings(Model):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     checkpoint_seconds: NotNegative = 30.0
+    oscillation_every: CountOrZero = 16
     threads: Count | None = None
 
     @model_validator(mode="after")

@@ -12,9 +12,9 @@ from pydantic import Field, field_validator, model_validator
 from ofq_core.errors import SettingsError
 from ofq_core.explain import Model, did_you_mean, models_at, unknown, validated
 from ofq_core.settings.data import DataSettings, ImageSettings
-from ofq_core.settings.fidelity import FidelitySettings
+from ofq_core.settings.fidelity import BUNDLES, FidelitySettings
 from ofq_core.settings.model import ModelSettings
-from ofq_core.settings.quant import CommonQuantSettings, MethodSettings, QuantSettings, method_name
+from ofq_core.settings.quant import CommonQuantSettings, MethodSettings, QuantSettings
 from ofq_core.settings.recipe import DistillSettings, RecipeChoice, RecipeSettings
 from ofq_core.settings.types import LowBits, Name, Seed
 
@@ -43,18 +43,12 @@ class TeacherSettings(Model):
         return self
 
 
-class GridSettings(Model):
-    """The cells of the tables: every method at every bit width with every seed.
+class _Cells(Model):
+    """Cells of the tables: every method at every bit width with every seed."""
 
-    full_precision_seeds: seeds of the full-precision runs of the table's ceiling; empty for a
-    teacher that is not trained here.
-    """
-
-    methods: Annotated[tuple[Name, ...], Field(min_length=1)]
-    bits: Annotated[tuple[LowBits, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    full_precision_seeds: tuple[Seed, ...] = ()
-    quant: CommonQuantSettings
+    methods: tuple[Name, ...]
+    bits: tuple[LowBits, ...]
+    seeds: tuple[Seed, ...]
 
     @field_validator("bits", mode="before")
     @classmethod
@@ -65,12 +59,58 @@ class GridSettings(Model):
         return value
 
     @model_validator(mode="after")
-    def _distinct(self) -> GridSettings:
+    def _distinct(self) -> _Cells:
         for key in ("methods", "bits", "seeds", "full_precision_seeds"):
-            values = getattr(self, key)
+            values = getattr(self, key, ())
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} = {list(values)} names a value twice")
         return self
+
+    def cells(self) -> list[tuple[str, int, int]]:
+        """Method, bits and seed of each cell."""
+        return list(product(self.methods, self.bits, self.seeds))
+
+
+class OtherCells(_Cells):
+    """Cells beside those of the main methods, with bit widths and seeds of their own."""
+
+    methods: tuple[Name, ...] = ()
+    bits: tuple[LowBits, ...] = ()
+    seeds: tuple[Seed, ...] = ()
+
+
+class GridSettings(_Cells):
+    """The cells of the tables: every method at every bit width with every seed.
+
+    full_precision_seeds: seeds of the full-precision runs of the table's ceiling; empty for a
+    teacher that is not trained here. rivals: other methods. variants: the main methods in another
+    way, such as with the released code's defects or another boundary range.
+    """
+
+    methods: Annotated[tuple[Name, ...], Field(min_length=1)]
+    bits: Annotated[tuple[LowBits, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    full_precision_seeds: tuple[Seed, ...] = ()
+    rivals: OtherCells = OtherCells()
+    variants: OtherCells = OtherCells()
+    quant: CommonQuantSettings
+
+    @model_validator(mode="after")
+    def _once(self) -> GridSettings:
+        seen = set(self.methods)
+        for key, other in (("rivals", self.rivals), ("variants", self.variants)):
+            twice = seen & set(other.methods)
+            if twice:
+                raise ValueError(
+                    f"{key}.methods = {list(other.methods)} names {', '.join(sorted(twice))}, "
+                    "which the grid has already: expected other methods"
+                )
+            seen |= set(other.methods)
+        return self
+
+    def all_cells(self) -> list[tuple[str, int, int]]:
+        """Method, bits and seed of each cell, rivals and variants included."""
+        return self.cells() + self.rivals.cells() + self.variants.cells()
 
 
 class StudySettings(Model):
@@ -97,16 +137,18 @@ class StudySettings(Model):
 
     @model_validator(mode="after")
     def _known_methods(self) -> StudySettings:
-        for name in self.grid.methods:
-            if name not in self.methods:
-                raise ValueError(
-                    f"grid.methods: unknown method {name!r}{did_you_mean(name, self.methods)}; "
-                    f"known are {', '.join(self.methods)}"
-                )
-        for name, toggles in self.methods.items():
-            derived = method_name(toggles.weight, toggles.qkr, toggles.cga)
-            if name != derived:
-                raise ValueError(f"methods.{name}: these toggles make the method {derived!r}")
+        grid = self.grid
+        for key, cells in (("", grid), ("rivals.", grid.rivals), ("variants.", grid.variants)):
+            for name in cells.methods:
+                if name not in self.methods:
+                    hint = did_you_mean(name, self.methods)
+                    raise ValueError(
+                        f"grid.{key}methods: unknown method {name!r}{hint}; "
+                        f"known are {', '.join(self.methods)}"
+                    )
+        for name, row in self.methods.items():
+            if name != row.name:
+                raise ValueError(f"methods.{name}: these toggles make the method {row.name!r}")
         return self
 
     @model_validator(mode="after")
@@ -131,10 +173,9 @@ class StudySettings(Model):
         Raises:
             SettingsError: one of them cannot be.
         """
-        cells = product(self.grid.methods, self.grid.bits, self.grid.seeds)
         return [
             self.experiment(),
-            *(self.cell(*cell) for cell in cells),
+            *(self.cell(*cell) for cell in self.grid.all_cells()),
             *(self.full_precision(seed) for seed in self.grid.full_precision_seeds),
         ]
 
@@ -144,7 +185,9 @@ class StudySettings(Model):
         Raises:
             SettingsError: there is no recipe for its bit width.
         """
-        return self._run(self.quant, self.seed, f"experiment {self.quant.method}")
+        what = f"experiment {self.quant.method}"
+        recipe = self.recipe.resolve(self.quant.wbits, what)
+        return self._resolved(self.quant, self.seed, recipe, self.distill, what)
 
     def cell(self, method: str, bits: int, seed: int) -> RunSettings:
         """One cell of the grid.
@@ -158,14 +201,14 @@ class StudySettings(Model):
                 f"method = {method!r} is unknown{did_you_mean(method, self.methods)}; "
                 f"known are {', '.join(self.methods)}"
             )
-        raw = {
-            **self.methods[method].model_dump(),
-            **self.grid.quant.model_dump(),
-            "wbits": bits,
-            "abits": bits,
-        }
+        row = self.methods[method]
+        own = row.model_dump(exclude={"fidelity"}, exclude_none=True)
+        raw = {**self.grid.quant.model_dump(), **own, "wbits": bits, "abits": bits}
         what = f"grid cell {method}-{bits}-{seed}"
-        return self._run(validated(QuantSettings, raw, what, prefix="quant"), seed, what)
+        quant = validated(QuantSettings, raw, what, prefix="quant")
+        recipe = self.recipe.resolve(quant.wbits, what)
+        fidelity = None if row.fidelity is None else BUNDLES[row.fidelity]
+        return self._resolved(quant, seed, recipe, self.distill, what, method, fidelity)
 
     def full_precision(self, seed: int) -> RunSettings:
         """A full-precision run by the teacher's recipe, without distillation.
@@ -185,17 +228,20 @@ class StudySettings(Model):
         what = f"full-precision run with seed {seed}"
         return self._resolved(quant, seed, self.teacher.recipe, None, what)
 
-    def _run(self, quant: QuantSettings, seed: int, what: str) -> RunSettings:
-        recipe = self.recipe.resolve(quant.wbits, what)
-        return self._resolved(quant, seed, recipe, self.distill, what)
-
     def _resolved(
-        self, quant: QuantSettings, seed: int, recipe: RecipeSettings, distill: Any, what: str
+        self,
+        quant: QuantSettings,
+        seed: int,
+        recipe: RecipeSettings,
+        distill: Any,
+        what: str,
+        method: str | None = None,
+        fidelity: FidelitySettings | None = None,
     ) -> RunSettings:
         raw = {
             "study": self.study,
-            "method": quant.method,
-            "fidelity": self.fidelity,
+            "method": method or quant.method,
+            "fidelity": fidelity or self.fidelity,
             "seed": seed,
             "quant": quant,
             "model": self.model,

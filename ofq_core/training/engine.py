@@ -17,11 +17,12 @@ from ofq_core.data import Batch, Data, positions
 from ofq_core.data.order import mix_group
 from ofq_core.distributed import World
 from ofq_core.errors import TrainingStopped
-from ofq_core.evaluation import evaluate
+from ofq_core.evaluation import Evaluation, evaluate
 from ofq_core.settings import RunSettings
 from ofq_core.training.cga import ConfidenceGuidedAnnealing, held_weights
 from ofq_core.training.distill import Teacher
 from ofq_core.training.failure import TrainingError, first_not_finite
+from ofq_core.training.method import MethodHooks
 from ofq_core.training.optimizer import make_optimizer
 from ofq_core.training.progress import Progress, Running, StepEvent
 from ofq_core.training.schedule import ANNEAL, Schedule
@@ -87,7 +88,8 @@ class Trainer:
         self.batch_size, self.steps = recipe.batch_size, data.steps(recipe)
         positions(recipe.batch_size, world.share, mix_group(recipe))
         self.schedule = Schedule.from_settings(recipe, fidelity, self.steps)
-        self.epochs = len(self.schedule.phases)
+        # Post-training quantization has no step to take.
+        self.epochs = len(self.schedule.phases) if settings.quant.trains else 0
         self._place(model)
         if teacher is not None:
             self._place(teacher.model)
@@ -97,7 +99,13 @@ class Trainer:
         if recipe.ema_decay is not None:
             average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
             self.averaged = AveragedModel(model, multi_avg_fn=average).eval()
-        self.tracker = OscillationTracker(model)
+        self.tracker = OscillationTracker(
+            model,
+            every=recipe.oscillation_every,
+            window=self._window() if self.epochs else None,
+            total=world.total if world.size > 1 else None,
+        )
+        self.hooks = MethodHooks(model, self.tracker.weights)
         for weight in self.tracker.weights:
             weight.quantizer.observed_range = fidelity.code_range == "observed"
         self.annealing = ConfidenceGuidedAnnealing(
@@ -131,6 +139,9 @@ class Trainer:
                 self._save()
             if stop and not last:
                 self._stop()
+        if not self.epochs:
+            val = self._validate()
+            self._select(0, None if val is None else val.top1)
         self.annealing.stop()
         self.gradients.finish()
         self.tracker.finish()
@@ -143,6 +154,12 @@ class Trainer:
     def kept_model(self) -> nn.Module:
         """The model that is evaluated and selected: the student or its moving average."""
         return self.model if self.averaged is None else self.averaged.module
+
+    def _window(self) -> tuple[int, int]:
+        """First step of the last phase, and all steps; a run without one ends with a tenth."""
+        steps = self.epochs * self.steps
+        last = self.schedule.last_phase * self.steps
+        return (last or steps - max(1, steps // 10)), steps
 
     def _place(self, model: nn.Module) -> None:
         model.to(self.world.device)
@@ -159,6 +176,7 @@ class Trainer:
             if phases[epoch] == ANNEAL and phases[: epoch + 1].count(ANNEAL) == 1:
                 self.tracker.restart()
             running.counts = self.tracker.counts()
+            self.tracker.samples.start_epoch()
         self.model.train()
         first, began, before = running.steps, time.monotonic(), running.seconds
         batches = self.data.train_batches(
@@ -185,18 +203,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(epoch, step)
         due = 0 < self.recipe.checkpoint_seconds <= self._seconds_since_save()
+        self.tracker.begin_step()
         agreed = self._together(self.gradients.fill(batch, epoch, step), due)
         losses = agreed.losses
         if not math.isfinite(losses[0]):
             self._stop_on(losses[0], batch)
+        progress, running = self.progress, self.progress.running
+        whole = self.epochs * self.steps
+        self.hooks.add_penalties(progress.step / whole)
+        self.tracker.before_update()
         if annealing:
             self.annealing.step()
         else:
             self.optimizer.step()
+        self.hooks.after_step((progress.step + 1) / whole)
         self.tracker.update()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        progress, running = self.progress, self.progress.running
         running.losses = [a + b for a, b in zip(running.losses, losses, strict=True)]
         if annealing:
             running.frozen = running.frozen.to(self.annealing.frozen) + self.annealing.frozen
@@ -241,17 +264,7 @@ class Trainer:
         progress, running = self.progress, self.progress.running
         total, hard, soft = (value / self.steps for value in running.losses)
         self._collect_unreadable()
-        val = None
-        if self.data.split_size("val"):
-            val = evaluate(
-                self.kept_model,
-                self.data,
-                "val",
-                self.batch_size,
-                self.world.share,
-                self.world.device,
-                self.recipe.precision,
-            )
+        val = self._validate()
         progress.history.append(
             {
                 "epoch": epoch,
@@ -270,15 +283,25 @@ class Trainer:
                 if annealing
                 else None,
                 "unreadable_images": len(progress.unreadable),
+                **self.tracker.epoch_figures(),
             }
         )
         self._select(epoch, None if val is None else val.top1)
         progress.epoch, progress.running = epoch + 1, Running()
 
+    def _validate(self) -> Evaluation | None:
+        """Loss and accuracy on the validation split; None without one."""
+        if not self.data.split_size("val"):
+            return None
+        share, device, precision = self.world.share, self.world.device, self.recipe.precision
+        return evaluate(
+            self.kept_model, self.data, "val", self.batch_size, share, device, precision
+        )
+
     def _select(self, epoch: int, top1: float | None) -> None:
         """Take this epoch if it may compete and is the best so far; on a tie the later one."""
         progress = self.progress
-        if epoch < self.schedule.last_phase:
+        if self.epochs and epoch < self.schedule.last_phase:
             return
         if top1 is None or progress.best_top1 is None or top1 >= progress.best_top1:
             progress.best_epoch, progress.best_top1 = epoch, top1

@@ -20,13 +20,14 @@ class LowBitWeight:
     """One quantized matrix of a block, or of a reduction between Swin's stages.
 
     parameter: the latent weights, or None for the QKR product, which is computed from two.
-    latent: returns the current latent matrix, detached.
+    latent: returns the current latent matrix, detached. differentiable: the same with a graph.
     """
 
     name: str
     quantizer: WeightQuantizer
     parameter: nn.Parameter | None
     latent: Callable[[], Tensor]
+    differentiable: Callable[[], Tensor]
 
 
 def low_bit_weights(model: nn.Module) -> list[LowBitWeight]:
@@ -38,13 +39,29 @@ def low_bit_weights(model: nn.Module) -> list[LowBitWeight]:
         if isinstance(module, QuantLinear) and module.weight_quantizer.bits != 32:
             weight: Any = module.weight
             found.append(
-                LowBitWeight(f"{name}.weight", module.weight_quantizer, weight, weight.detach)
+                LowBitWeight(
+                    f"{name}.weight",
+                    module.weight_quantizer,
+                    weight,
+                    weight.detach,
+                    _itself(weight),
+                )
             )
         if isinstance(module, QKRAttention) and module.qk_quantizer.bits != 32:
             found.append(
-                LowBitWeight(f"{name}.qk", module.qk_quantizer, None, _detached(module.product))
+                LowBitWeight(
+                    f"{name}.qk",
+                    module.qk_quantizer,
+                    None,
+                    _detached(module.product),
+                    module.product,
+                )
             )
     return found
+
+
+def _itself(weight: Tensor) -> Callable[[], Tensor]:
+    return lambda: weight
 
 
 def _detached(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ofq_core.data import Batch
 from ofq_core.distributed import World
-from ofq_core.nn import set_whole_batch
+from ofq_core.nn import WeightQuantizer, set_whole_batch
 from ofq_core.precision import matrix_precision
 from ofq_core.seeds import derive_seed
 from ofq_core.settings import DistillSettings, RunSettings
@@ -79,6 +79,7 @@ class Gradients:
         )
         self._whole, self._drawn = 1.0, 0
         self._parameters = list(model.parameters())
+        self._quantizers = [m for m in model.modules() if isinstance(m, WeightQuantizer)]
         self._ready = world.size == 1
         self._forward_model: nn.Module = model
         if world.size > 1:
@@ -194,6 +195,8 @@ class Gradients:
     def _drop_gradients(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
+        for quantizer in self._quantizers:
+            quantizer.gradient = None
 
     def _count_batch(self, share: int, piece: int) -> None:
         whole = (self.batch_size if self._global_groups else share) / piece

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from ofq_core.methods.statsq import StatsQWeight
 from ofq_core.models.torchvision_compat import import_torchvision
-from ofq_core.nn import AttentionPlan, StatsQWeight
+from ofq_core.nn import AttentionPlan
 
 
 @pytest.fixture(autouse=True, scope="package")

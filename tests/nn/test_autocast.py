@@ -4,15 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ofq_core.nn import (
-    LSQActivation,
-    LSQWeight,
-    QKRAttention,
-    QuantAttention,
-    StatsQWeight,
-    TokenLSQ,
-    calibrate,
-)
+from ofq_core.methods.lsq import LSQWeight
+from ofq_core.methods.statsq import StatsQWeight
+from ofq_core.nn import LSQActivation, QKRAttention, QuantAttention, TokenLSQ, calibrate
 
 
 def randn(*shape, seed=0):

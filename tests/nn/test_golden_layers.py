@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ofq_core.nn import LSQActivation, LSQWeight, QuantConv2d, QuantLinear
+from ofq_core.methods.lsq import LSQWeight
+from ofq_core.nn import LSQActivation, QuantConv2d, QuantLinear
 
 LEAVES = {
     "input_quant_fn.s": "input_quantizer.scale",

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from ofq_core.nn import FullPrecisionWeight, LSQWeight, StatsQWeight
+from ofq_core.methods.lsq import LSQWeight
+from ofq_core.methods.statsq import StatsQWeight
+from ofq_core.nn import FullPrecisionWeight
 from ofq_core.quant import lsq, lsq_codes, qkr_product, statsq, statsq_codes, statsq_scale
 
 QUANTIZERS = [StatsQWeight, LSQWeight]

@@ -152,7 +152,20 @@ def test_dependencies_exist():
 
 def test_every_stage_goes_through_slurm_run():
     for name, stage in STAGES.items():
-        assert stage["cmd"].startswith(f"python -m slurm.run -- python -m pipelines.{name}"), name
+        module = {"rivals": "grid", "variants": "grid"}.get(name, name)
+        assert stage["cmd"].startswith(f"python -m slurm.run -- python -m pipelines.{module}"), name
+
+
+@pytest.mark.parametrize("name", ["rivals", "variants"])
+def test_other_cells_are_made_as_those_of_the_grid(name):
+    """Their lists of methods, bit widths and seeds are all that differs."""
+    grid, other = dict(STAGES["grid"]), dict(STAGES[name])
+    assert other.pop("desc") != grid.pop("desc")
+    matrix = {
+        key: text.replace("grid.", f"grid.{name}.") for key, text in grid.pop("matrix").items()
+    }
+    assert other.pop("matrix") == matrix
+    assert other == grid
 
 
 @pytest.mark.parametrize("name", ["teacher", "full_precision", "grid", "qat"])
@@ -171,7 +184,9 @@ def leaves(value, prefix=""):
 
 # What a key of a run's settings is called among the parameters of its stage, where that differs;
 # None where the command or the code decides it (`method` is derived from the toggles).
-TOGGLES = dict.fromkeys(["quant.weight", "quant.qkr", "quant.cga"], "methods.${item.method}")
+TOGGLES = dict.fromkeys(
+    ["quant.weight", "quant.qkr", "quant.cga", "quant.options"], "methods.${item.method}"
+)
 COMMON = ["quant.edge_bits", "quant.boundary_range"]
 CALLED = {
     "teacher": {
@@ -210,8 +225,8 @@ def test_a_stage_lists_the_settings_that_decide_its_runs(stage, compose):
 
 
 def test_the_tables_stage_lists_what_names_its_runs():
-    wanted = {"study", "grid.methods", "grid.bits", "grid.seeds", "grid.full_precision_seeds"}
-    assert set(STAGES["tables"]["params"]) == wanted
+    grid = {"methods", "bits", "seeds", "full_precision_seeds", "rivals", "variants"}
+    assert set(STAGES["tables"]["params"]) == {"study", "methods", *(f"grid.{k}" for k in grid)}
 
 
 def test_nothing_that_a_run_does_not_read_is_listed(compose):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ofq_core.nn import StatsQWeight
+from ofq_core.methods.statsq import StatsQWeight
 from ofq_core.quant import (
     free_mask,
     observed_code_range,

@@ -156,7 +156,7 @@ def test_the_published_model_itself_gets_a_difference(
 ) -> None:
     def imagenet(settings: dict[str, Any], _: dict[str, Any], __: dict[str, Any]) -> None:
         settings["data"]["name"] = "imagenet"
-        settings["model"]["name"] = "deit_small"
+        settings["model"] = dict.fromkeys(settings["model"]) | {"name": "deit_small"}
 
     study.run("ofq", 2, 0, 300, change=imagenet)
     paths = render(study.folder, tmp_path / "rendered")

@@ -10,7 +10,15 @@ from tables.spec import SPECS, load_spec
 
 def test_the_ablation_table() -> None:
     spec = load_spec("ablation")
-    assert [row.method for row in spec.rows] == ["fp", "lsq", "statsq", "statsq_qkr", "ofq"]
+    always = [row.method for row in spec.rows if not row.optional]
+    assert always == ["fp", "lsq", "statsq", "statsq_qkr", "ofq"]
+    # Every subset of StatsQ (off: LSQ), QKR and CGA, at three fidelities.
+    subsets = ["lsq", "lsq_qkr", "lsq_cga", "lsq_qkr_cga", "statsq", "statsq_qkr", "statsq_cga"]
+    quantized = [*subsets, "ofq"]
+    assert [row.method for row in spec.rows] == [
+        "fp",
+        *(f"{name}{suffix}" for suffix in ("", "_released", "_described") for name in quantized),
+    ]
     assert spec.bits == (2, 3, 4)
     assert spec.baseline == "lsq"
     assert spec.rows[0].bits == 32

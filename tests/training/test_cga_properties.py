@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ofq_core.nn import LSQWeight, StatsQWeight
+from ofq_core.methods.lsq import LSQWeight
+from ofq_core.methods.statsq import StatsQWeight
 from ofq_core.quant import qkr_product
 from ofq_core.training.cga import ConfidenceGuidedAnnealing
 from ofq_core.training.lowbit import LowBitWeight
@@ -34,7 +35,7 @@ def test_frozen_weights_keep_every_bit(steps, bits, quantizer, optimizer, band, 
     other = nn.Parameter(randn(5, seed=seed))
     module = quantizer(parameter.detach().clone(), bits)
     inner = OPTIMIZERS[optimizer]([parameter, other])
-    weight = LowBitWeight("weight", module, parameter, parameter.detach)
+    weight = LowBitWeight("weight", module, parameter, parameter.detach, lambda: parameter)
     annealing = ConfidenceGuidedAnnealing(inner, [weight], band)
     for step in range(steps):
         before, other_before = parameter.detach().clone(), other.detach().clone()
@@ -51,7 +52,11 @@ def test_products_are_masked_between_start_and_stop_only():
     """W_qk is no parameter: its gradient is masked instead, and only in the last phase."""
     factors = [nn.Parameter(randn(8, 8, seed=i)) for i in (0, 1)]
     module = StatsQWeight(qkr_product(*factors, 2).detach(), 2)
-    product = LowBitWeight("qk", module, None, lambda: qkr_product(*factors, 2).detach())
+
+    def latent():
+        return qkr_product(*factors, 2)
+
+    product = LowBitWeight("qk", module, None, lambda: latent().detach(), latent)
     annealing = ConfidenceGuidedAnnealing(torch.optim.SGD(factors, lr=0.1), [product], 0.1)
 
     def gradient():

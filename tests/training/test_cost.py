@@ -127,3 +127,26 @@ def test_cost_counts_every_block(micro):
     block = block_cost(18, 16, 2, 32, qkr=False)
     assert model_cost(three).macs - model_cost(one).macs == 2 * block.macs
     assert model_cost(one).qkr_extra_macs == 0
+
+
+def test_bit_operations_by_hand(converted):
+    """C = 16, N = 18, H = 2, hidden 32, 16 patches; 3 bits, 8 at the edges, 32 without."""
+    edges = 16 * 16 * 4 + 2 * 16 * 10
+    attention = 2 * 18 * 18 * 16
+    block = 18 * (4 * 256 + 2 * 512) + attention
+    assert model_cost(converted("fp")).bit_operations == 1024 * (edges + block)
+    assert model_cost(converted("lsq", 3)).bit_operations == 64 * edges + 9 * block
+    # Logits over all channels for each head; the folded bias is not quantized, its input is.
+    qkr, bias = 18 * 18 * 16, 18 * 2 * 16
+    assert model_cost(converted("ofq", 3)).bit_operations == (
+        64 * edges + 9 * (block + qkr) + 32 * 3 * bias
+    )
+
+
+def test_weights_and_activations_have_bits_of_their_own(micro):
+    settings = micro("lsq", 2, quant={"abits": 4})
+    model = build_model(settings.model, 0)
+    convert(model, QuantPlan.from_settings(settings.quant, settings.fidelity))
+    edges = 16 * 16 * 4 + 2 * 16 * 10
+    layers, attention = 18 * (4 * 256 + 2 * 512), 2 * 18 * 18 * 16
+    assert model_cost(model).bit_operations == 64 * edges + 8 * layers + 16 * attention

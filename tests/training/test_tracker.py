@@ -159,8 +159,13 @@ def test_state_survives_a_file(micro, make_trainer, tmp_path):
     trainer = make_trainer(micro("ofq"), tmp_path / "c.pt")
     trainer.run()
     torch.save(trainer.tracker.state_dict(), tmp_path / "tracker.pt")
-    other = OscillationTracker(trainer.model)
+    recorded = trainer.tracker.trajectory
+    window = recorded.last_phase, trainer.epochs * trainer.steps
+    other = OscillationTracker(trainer.model, every=trainer.recipe.oscillation_every, window=window)
     assert other.summary() is None
     other.load_state_dict(torch.load(tmp_path / "tracker.pt", weights_only=True))
     assert other.layers() == trainer.tracker.layers()
     assert other.summary() == trainer.tracker.summary()
+    assert other.trajectory.report() == recorded.report()
+    assert recorded.steps
+    assert other.samples.phase.any()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ofq_core.nn import StatsQWeight
+from ofq_core.methods.statsq import StatsQWeight
 from ofq_core.training.cga import ConfidenceGuidedAnnealing
 from ofq_core.training.distill import distillation_loss
 from ofq_core.training.lowbit import LowBitWeight
@@ -28,7 +28,7 @@ def test_cga_steps(golden, close, exact):
     optimizer = torch.optim.AdamW(
         [parameter], lr=1e-2, weight_decay=0.05, betas=(0.9, 0.999), eps=1e-8
     )
-    weight = LowBitWeight("weight", quantizer, parameter, parameter.detach)
+    weight = LowBitWeight("weight", quantizer, parameter, parameter.detach, lambda: parameter)
     annealing = ConfidenceGuidedAnnealing(optimizer, [weight], group["boundary_range"])
     for step in steps:
         before = parameter.detach().clone()

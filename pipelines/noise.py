@@ -1,0 +1,78 @@
+"""Stage `noise`: perturb trained students near the thresholds and anywhere (Table 1)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ofq_core.settings import RunSettings, StudySettings
+from pipelines.params import load_study
+from pipelines.prepare import data_folder
+from pipelines.stage import stage_main
+
+TRIALS = 10
+
+
+def noise_file(study: StudySettings) -> Path:
+    """Where the result lies; not among the runs, which the stage depends on as a whole."""
+    return Path("results/noise") / f"{study.study}.json"
+
+
+def subjects(study: StudySettings) -> list[RunSettings]:
+    """The main methods that are trained, at the lowest bit width, with the first seed."""
+    bits, seed = min(study.grid.bits), study.grid.seeds[0]
+    cells = [study.cell(method, bits, seed) for method in study.grid.methods]
+    return [cell for cell in cells if cell.quant.trains]
+
+
+def main(argv: list[str]) -> None:
+    """Measure every subject and write one file."""
+    from ofq_core.files import write_json
+
+    study = load_study()
+    rows = [_row(study, settings) for settings in subjects(study)]
+    write_json(noise_file(study), {"trials": TRIALS, "rows": rows})
+    print(f"noise: {len(rows)} students, {TRIALS} trials each way")
+
+
+def _row(study: StudySettings, settings: RunSettings) -> dict[str, Any]:
+    import torch
+
+    from ofq_core import checkpoints
+    from ofq_core.data import open_data
+    from ofq_core.evaluation import evaluate
+    from ofq_core.models import QuantPlan, build_model, convert
+    from ofq_core.noise import inject_noise
+    from ofq_core.training import make_deterministic
+
+    make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
+    data = open_data(settings.data, data_folder(study))
+    model = build_model(settings.model, settings.seed)
+    convert(model, QuantPlan.from_settings(settings.quant, settings.fidelity), settings.seed)
+    folder = Path("results") / settings.study / settings.name
+    checkpoints.load_weights(model, folder / "student.pt", "student")
+    model.eval()
+
+    def top1() -> float:
+        return evaluate(model, data, "test", settings.recipe.batch_size).top1
+
+    clean = top1()
+    boundary_range = settings.quant.boundary_range
+    found = inject_noise(model, top1, boundary_range, TRIALS, settings.seed)
+    return {
+        "method": settings.method,
+        "bits": settings.quant.wbits,
+        "seed": settings.seed,
+        "boundary_range": boundary_range,
+        "clean_top1": clean,
+        "weights": found.weights,
+        "inside": found.inside,
+        "perturbed": found.perturbed,
+        "boundary": {"top1": found.boundary},
+        "random": {"top1": found.random},
+    }
+
+
+if __name__ == "__main__":
+    stage_main(main, sys.argv[1:])

@@ -101,6 +101,10 @@ def _git(*arguments: str) -> str | None:
 
 
 def _dirty() -> bool | None:
-    """Whether tracked code differs from the commit; what stages write does not count."""
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    """Whether tracked code differs from the commit.
+
+    What stages write does not count, nor do dialled settings: those are in the run's settings.yaml.
+    """
+    apart = (":!dvc.lock", ":!params.yaml")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
     return None if changes is None else bool(changes)

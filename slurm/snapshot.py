@@ -32,12 +32,16 @@ def git(workspace: Path, *words: str) -> str:
 
 
 def describe_git(workspace: Path) -> dict[str, Any]:
-    """Commit (None before the first one), and whether tracked files differ from it."""
+    """Commit (None before the first one), and whether tracked code differs from it.
+
+    As in `pipelines.environment`, dvc.lock and params.yaml do not count.
+    """
     try:
         commit: str | None = git(workspace, "rev-parse", "HEAD").strip()
     except SlurmError:
         commit = None
-    words = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    apart = (":!dvc.lock", ":!params.yaml")
+    words = ("status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
     return {"commit": commit, "dirty": bool(git(workspace, *words).strip())}
 
 

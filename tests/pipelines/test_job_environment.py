@@ -11,6 +11,7 @@ import pytest
 from ofq_core.data.environment import data_root, user_file
 from ofq_core.distributed import World
 from pipelines.environment import describe_environment
+from slurm.snapshot import describe_git
 
 OURS = ("OFQ_ATTEMPTS", "OFQ_GIT_COMMIT", "OFQ_GIT_DIRTY", "OFQ_WORKSPACE", "OFQ_DATA_DIR")
 THEIRS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURMD_NODENAME")
@@ -130,3 +131,18 @@ def test_teacher_named_from_the_workspace(workspace, set_params, command, tmp_pa
     assert json.loads((adopted / "metrics.json").read_text())["source"] == "given/weights.pt"
     given = workspace / "given/weights.pt"
     assert adopted.joinpath("teacher.pt").stat().st_size == given.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "dirty"), [("params.yaml", False), ("dvc.lock", False), ("code.py", True)]
+)
+def test_code_alone_makes_a_commit_dirty(name, dirty, described, tmp_path):
+    """Settings that were dialled are in settings.yaml; dvc.lock is written by the run itself."""
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / name).write_text("one")
+    for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], check=True)
+    assert described()["git"]["dirty"] is False
+    (tmp_path / name).write_text("two")
+    assert described()["git"]["dirty"] is dirty
+    assert describe_git(tmp_path)["dirty"] is dirty

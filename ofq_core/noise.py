@@ -111,7 +111,7 @@ def _perturbed(matrices: list[_Matrix], chosen: Tensor) -> Iterator[None]:
     """The chosen weights, numbered over all matrices, take their neighbours' values."""
     sizes = [m.values.numel() for m in matrices]
     mask = torch.zeros(sum(sizes), dtype=torch.bool)
-    mask[chosen] = True
+    mask[chosen.cpu()] = True
     for matrix, part in zip(matrices, torch.split(mask, sizes), strict=True):
         flip = part.view_as(matrix.values).to(matrix.values.device)
         values = torch.where(flip, matrix.neighbours, matrix.values)

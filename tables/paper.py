@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tables.boundary import boundary_sheet
 from tables.build import build
+from tables.claims import claims_sheet
 from tables.cost import cost_sheet
 from tables.main_table import main_sheet
 from tables.methods import methods_sheet
@@ -20,7 +21,7 @@ from tables.spec import TableSpec, load_spec
 from tables.write import RenderedPaths, paths_of, remove_stale_rows, table_files, write_files
 
 # In the order of a reader: what was claimed, why, against whom, how sure, at what price.
-TABLES = ("ablation", "main", "methods", "boundary", "noise", "cost")
+TABLES = ("ablation", "main", "methods", "claims", "boundary", "noise", "cost")
 _ABLATION = "ablation"
 
 
@@ -60,6 +61,7 @@ def render_all(
     for sheet in (
         main_sheet(study, published),
         methods_sheet(study, spec),
+        claims_sheet(study, spec),
         boundary_sheet(study, spec, published),
         noise_sheet(study, published, results / NOISE if noise is None else noise),
         cost_sheet(study, published),

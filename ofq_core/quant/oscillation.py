@@ -31,7 +31,8 @@ def boundary_distance(position: Tensor, low: int, high: int) -> Tensor:
 
     Returns:
         Shape and dtype of `position`; 0 to 0.5 between two thresholds, more beyond the outermost.
-        A weight is inside the boundary range r exactly when its distance is at most r (r <= 0.5).
+        A weight is inside the boundary range r when its distance is at most r (r <= 0.5), up to the
+        last bits at the ends of the band.
     """
     below = position.floor().clamp_(low, high - 1)
     return position.sub(below).sub_(0.5).abs_()

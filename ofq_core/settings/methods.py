@@ -26,7 +26,8 @@ class WeightMethod:
 
     label: in tables. quantizer: "module:class" of its weight quantizer. activation: the same of
     its rule for activations; None is LSQ. bits: bit widths it is defined for. trains: False for
-    post-training quantization. no_qkr, no_cga: why it cannot be combined; empty where it can.
+    post-training quantization. no_qkr, no_cga, no_average (recipe.ema_decay): why it cannot be
+    combined; empty where it can.
     options: its numbers. of_activation: those that its rule for activations takes; the others are
     the weight quantizer's.
     """
@@ -38,6 +39,7 @@ class WeightMethod:
     trains: bool = True
     no_qkr: str = ""
     no_cga: str = ""
+    no_average: str = ""
     options: Mapping[str, Option] = field(default_factory=dict)
     of_activation: tuple[str, ...] = ()
 
@@ -68,6 +70,7 @@ WEIGHT_METHODS: dict[str, WeightMethod] = {
         "LSQ, iterative freezing",
         "ofq_core.methods.freezing:FreezingWeight",
         no_cga="both freeze weights, and what one holds the other would count as confident",
+        no_average="which weights are frozen is known of the trained weights, not of their average",
         options={
             "first_threshold": Option(0.1, 0.0, 1.0, "frequency to freeze at, at first"),
             "last_threshold": Option(0.01, 0.0, 1.0, "the same at the end of training"),
@@ -83,6 +86,7 @@ WEIGHT_METHODS: dict[str, WeightMethod] = {
         "LSQ, Q-EMA rounding",
         "ofq_core.methods.qema:EMARoundedWeight",
         no_cga="it rounds by a moving average, so a weight near a threshold is not about to flip",
+        no_average="it rounds by an average of the trained weights, not of their average",
         options={"decay": Option(0.998, 0.0, 0.999999, "decay of the moving average of weights")},
     ),
     "stableqat": WeightMethod(

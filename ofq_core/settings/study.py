@@ -13,6 +13,7 @@ from ofq_core.errors import SettingsError
 from ofq_core.explain import Model, did_you_mean, models_at, unknown, validated
 from ofq_core.settings.data import DataSettings, ImageSettings
 from ofq_core.settings.fidelity import BUNDLES, FidelitySettings
+from ofq_core.settings.methods import WEIGHT_METHODS
 from ofq_core.settings.model import ModelSettings
 from ofq_core.settings.quant import CommonQuantSettings, MethodSettings, QuantSettings
 from ofq_core.settings.recipe import DistillSettings, RecipeChoice, RecipeSettings
@@ -271,6 +272,16 @@ class RunSettings(Model):
             raise ValueError(
                 "quant.cga = true, but recipe.cga_epochs = 0: CGA acts only in those epochs, "
                 "expected at least 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _average_has_a_meaning(self) -> RunSettings:
+        reason = WEIGHT_METHODS[self.quant.weight].no_average
+        if reason and self.recipe.ema_decay is not None and self.quant.wbits != 32:
+            raise ValueError(
+                f"recipe.ema_decay = {self.recipe.ema_decay:g} has no meaning with quant.weight = "
+                f"{self.quant.weight!r}: {reason}; expected null"
             )
         return self
 

@@ -185,7 +185,7 @@ class OscillationTracker:
         }
 
     def histogram(self) -> dict[str, Any]:
-        """What histogram.json holds: where all low-bit weights stand between the thresholds.
+        """What histogram.json holds: where all low-bit weights stand now, between the thresholds.
 
         position: counts over the code axis, thresholds at t + 1/2. distance: counts over the
         distance to the nearest threshold, in steps; what is beyond the outermost bins by more than

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tables.names import method_name
+
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
 KIND = "ofq.kind"
@@ -36,15 +38,6 @@ def experiment_note(experiment_id: str) -> str:
     )
 
 
-_METHODS = {
-    "fp": "Full precision",
-    "lsq": "LSQ",
-    "statsq": "StatsQ",
-    "statsq_qkr": "StatsQ + QKR",
-    "ofq": "OFQ (StatsQ + QKR + CGA)",
-}
-
-
 def row_label(method: str) -> str:
     """The readable name of a method's table row; an unknown method keeps its own name."""
-    return _METHODS.get(method, method)
+    return method_name(method).label

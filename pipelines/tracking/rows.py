@@ -1,4 +1,4 @@
-"""The rendered table, handed to the parent runs of its rows."""
+"""The rendered tables, handed to the parent runs of their rows."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ from .labels import NOTE, RENDERED
 from .record import MAX_FILE_BYTES, digest_of
 from .store import Outcome, Store
 
-TABLE = "ablation"
+# A study may have no row of the ablation; of what both have, the ablation's numbers count.
+TABLES = ("methods", "ablation")
 _BITS = re.compile(r"w\d+a\d+")
 _MAX_NOTE = 5000
 
 
 def attach_rows(store: Store, rendered: Path, study: str) -> dict[str, Outcome]:
-    """Attach `rows/<method>.md`, the table's files and its means to each row's parent run.
+    """Attach `rows/<method>.md`, the tables' files and their means to each row's parent run.
 
     Raises:
         TrackingError: `rendered` holds no table, or the store refused.
     """
-    cells = _read_table(rendered / f"{TABLE}.json")
-    table = tuple(path for path in sorted(rendered.glob(f"{TABLE}.*")) if _small(path))
+    there = [name for name in TABLES if (rendered / f"{name}.json").is_file()]
+    cells: dict[str, dict[str, float]] = {}
+    for name in there or TABLES[-1:]:
+        for method, row in _read_table(rendered / f"{name}.json").items():
+            cells.setdefault(method, {}).update(row)
+    paths = [path for name in there for path in sorted(rendered.glob(f"{name}.*"))]
+    table = tuple(path for path in paths if _small(path))
     outcomes: dict[str, Outcome] = {}
     for method, row in cells.items():
         text = rendered / "rows" / f"{method}.md"

@@ -45,6 +45,7 @@ CLAIMS = (
 )
 # Beyond that many pairs every sign pattern is too many to count.
 MOST_PAIRS = 20
+SMALLEST_SHOWN = 0.001
 _FIGURES = (
     ("top1", "Δ top-1"),
     ("last", "Δ osc. %, last phase"),
@@ -190,7 +191,7 @@ def _cells(pair: Paired) -> list[str]:
     return [
         f"{text.signed(pair.mean)}{spread}",
         f"{pair.positive}/{len(pair.values)}",
-        f"{pair.p:.3f}",
+        f"{pair.p:.3f}" if pair.p >= SMALLEST_SHOWN else f"< {SMALLEST_SHOWN}",
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tables.errors import TableError
 
 README = Path("README.md")
-RENDERED = Path("tables/reference/digits/rendered")
+RENDERED = Path("tables/reference/digits_full/rendered")
 BEGIN, END = "<!-- table:begin -->\n", "<!-- table:end -->\n"
 
 

@@ -324,7 +324,7 @@ def test_broken_files_are_named(
 
 def test_reference_study(tmp_path: Path) -> None:
     """The committed reference was made before runs had trajectories and histograms."""
-    results = Path("tables/reference/digits/results")
+    results = Path("tables/reference/digits_full/results")
     if not results.is_dir():
         pytest.skip("no committed reference")
     study: Study = read_study(results)

@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_readme_shows_the_reference():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = block(ROOT / "tables/reference/digits/rendered").replace(f"{ROOT.as_posix()}/", "")
+    shown = block(ROOT / "tables/reference/digits_full/rendered").replace(f"{ROOT.as_posix()}/", "")
     assert with_block(readme, shown) == readme, "run python -m tables.readme"
     for link in ("ablation.md", "ablation.svg"):
-        assert (ROOT / "tables/reference/digits/rendered" / link).is_file()
-        assert f"(tables/reference/digits/rendered/{link})" in shown
+        assert (ROOT / "tables/reference/digits_full/rendered" / link).is_file()
+        assert f"(tables/reference/digits_full/rendered/{link})" in shown
 
 
 def test_only_the_block_is_replaced():

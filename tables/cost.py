@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import text
+from tables import seeds, text
 from tables.backbone import BACKBONES
 from tables.build import provenance, subject
 from tables.errors import TableError
@@ -100,8 +100,10 @@ def _models(path: Path) -> dict[str, Any]:
 
 def _of_methods(cells: list[Cell]) -> Grid:
     def seconds(cell: Measured) -> str:
-        mean = cell.cost("train_seconds")
-        return text.MISSING if mean is None else f"{mean:.1f}"
+        values = cell.costs("train_seconds")
+        spread = seeds.spread(values) if values else None
+        words = f"{seeds.mean(values):.1f}" if values else text.MISSING
+        return words if spread is None else f"{words} ± {spread:.1f}"
 
     return grid(
         "Methods of this study",
@@ -257,9 +259,10 @@ def _notes(study: Study, published: PublishedNumbers) -> list[str]:
         "sum over C channels instead of C / H. So it makes a model larger and takes more MACs, "
         "the more so the more heads there are. Ratios are of all transformer blocks; DeiT are the "
         "distilled models (198 tokens).",
-        "Training time and memory are those of the machine that the runs had, which may have been "
-        "shared: they compare methods roughly. Training includes validation. Peak memory is the "
-        "resident memory of the training process.",
+        "Training time and memory are those of the machine that the runs had. Where it was shared "
+        "with other work, ± over seeds is large, and seconds and images per second say nothing "
+        "about methods. Training includes validation. Peak memory is the resident memory of the "
+        "training process.",
         f"{TRUST_NOTE} Published training costs without a mark are primary; they are other "
         "machines, so they are no measure for the seconds above.",
         *not_counted(study),

@@ -45,11 +45,16 @@ def render_whole(
     report = write_report(
         out,
         study,
-        [(table.title, table.paths.markdown, table.paths.all()) for table in tables],
+        [(table.title, table.paths.markdown, _downloads(table, out)) for table in tables],
         figures,
         agreement(out / f"{_MAIN}.csv"),
     )
     return Whole(tables, figures, report)
+
+
+def _downloads(table: Rendered, out: Path) -> list[Path]:
+    """The files of a table; those of single rows are linked from it."""
+    return [path for path in table.paths.all() if path.parent == out]
 
 
 def agreement(main: Path) -> list[tuple[str, str, str, str]]:

@@ -6,7 +6,15 @@ from typing import Any
 
 from tables.figures.data import bit_widths, quantized
 from tables.figures.model import Drawing, MissingData
-from tables.figures.style import Looks, in_order, label, new_canvas, shared_legend
+from tables.figures.style import (
+    MAIN_METHODS,
+    Looks,
+    in_order,
+    label,
+    new_canvas,
+    shared_legend,
+)
+from tables.names import method_name
 from tables.runs import Run, Study
 
 NAME = "accuracy_oscillation"
@@ -38,7 +46,7 @@ def draw(study: Study) -> Drawing:
     if not times:
         raise MissingData("no quantized run has an oscillation share in its metrics.json")
     widths = bit_widths(run for key in times for run, _ in found[key])
-    looks = Looks(run.method for run in runs)
+    looks = Looks(series(run.method) for run in runs)
     canvas = new_canvas(height=0.9 + 2.0 * len(times))
     panels = canvas.subplots(len(times), len(widths), sharey="col", squeeze=False)
     rows: list[tuple[object, ...]] = []
@@ -48,7 +56,8 @@ def draw(study: Study) -> Drawing:
             points = [(run, share) for run, share in found[key] if run.bits == bits]
             result = spearman([share for _, share in points], [run.top1 for run, _ in points])
             _draw_points(axes, points, looks)
-            _print_result(axes, result)
+            below = _leave_out_collapsed(axes, [run.top1 for run, _ in points])
+            _print_result(axes, result, below)
             axes.set_title(bits.upper(), pad=15)
             axes.set_xlabel(f"Oscillating (%)\n{_WHEN[key]}")
             if result is not None:
@@ -58,10 +67,11 @@ def draw(study: Study) -> Drawing:
                 for run, share in points
             ]
         row[0].set_ylabel("Test top-1 (%)")
-    shared_legend(canvas, panels.flat)
+    shared_legend(canvas, panels.flat, columns=3)
     return Drawing(
         canvas,
-        "Every run is a point. Oscillating: weights whose oscillation frequency is above 0.005. "
+        "Every run is a point; runs far below all others are counted instead of drawn, but count "
+        "in the correlation. Oscillating: weights whose oscillation frequency is above 0.005. "
         "Spearman's rank correlation over the runs of a bit width, p by "
         f"{PERMUTATIONS:,} random permutations: {'; '.join(told) or 'not defined'}. Runs of one "
         "seed share their data order, and methods that differ in the last phase only share their "
@@ -69,6 +79,18 @@ def draw(study: Study) -> Drawing:
         ("when", "bits", "method", "seed", "oscillating_percent", "top1_percent"),
         rows,
     )
+
+
+def series(method: str) -> str:
+    """What stands in the legend for a method: variants of the main methods share a name."""
+    known = method_name(method)
+    if method in MAIN_METHODS:
+        return method
+    if known.fidelity is not None:
+        return f"main methods, {known.fidelity} code"
+    if known.boundary_range is not None:
+        return "OFQ, other boundary ranges"
+    return "other combinations" if known.weight in ("lsq", "statsq") else method
 
 
 def words(result: RankCorrelation) -> str:
@@ -108,21 +130,39 @@ def _centred_ranks(values: Sequence[float]) -> Any:
 
 
 def _draw_points(axes: Any, points: Sequence[tuple[Run, float]], looks: Looks) -> None:
-    for method in in_order(run.method for run, _ in points):
-        own = [(run, share) for run, share in points if run.method == method]
+    for name in in_order(series(run.method) for run, _ in points):
+        own = [(run, share) for run, share in points if series(run.method) == name]
+        main = name in MAIN_METHODS
         axes.plot(
             [100 * share for _, share in own],
             [run.top1 for run, _ in own],
             linestyle="",
-            marker=looks.marker(method),
-            color=looks.colour(method),
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            markersize=6,
-            label=label(method),
+            marker=looks.marker(name),
+            color=looks.colour(name),
+            markerfacecolor=None if main else "none",
+            markeredgecolor="white" if main else looks.colour(name),
+            markeredgewidth=0.5 if main else 0.8,
+            markersize=6 if main else 4.5,
+            zorder=3 if main else 2,
+            label=label(name),
         )
 
 
-def _print_result(axes: Any, result: RankCorrelation | None) -> None:
+def _leave_out_collapsed(axes: Any, values: Sequence[float]) -> int:
+    """End the axis below the bulk of the runs; returns how many are lower."""
+    import numpy as np
+
+    if len(values) < 2:
+        return 0
+    lower, upper = np.percentile(values, [25, 75])
+    limit = lower - 5 * max(upper - lower, 1.0)
+    shown = [value for value in values if value >= limit]
+    if len(shown) < len(values):
+        axes.set_ylim(bottom=min(shown) - 1.0)
+    return len(values) - len(shown)
+
+
+def _print_result(axes: Any, result: RankCorrelation | None, below: int) -> None:
     told = "ρ not defined" if result is None else words(result)
+    told += f"; {below} lower" if below else ""
     axes.text(0, 1.025, told, transform=axes.transAxes, fontsize=7.5)

@@ -65,7 +65,7 @@ def test_methods_by_hand(study: SyntheticStudy) -> None:
     )
     assert lines(sheet.grids[0]) == [
         ["Full precision", "FP32", "20.0", "—", "100 kB", "—", "—"],
-        ["LSQ", "W2A2", "11.5", "950", "25.4 kB", "507 k", "2.03 M"],
+        ["LSQ", "W2A2", "11.5 ± 2.1", "950", "25.4 kB", "507 k", "2.03 M"],
         ["OFQ (StatsQ + QKR + CGA), boundary range 0.003", "W2A2", "1.0", *["—"] * 4],
     ]
     assert sheet.summary["methods"]["lsq"]["w2a2"]["train_seconds"] == 11.5

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tables.figures.accuracy_oscillation import RankCorrelation, spearman, words
+from tables.figures.accuracy_oscillation import RankCorrelation, series, spearman, words
 from tables.figures.cga_scale_trajectory import second_from_last, settling_step
 from tables.figures.data import natural
 from tables.figures.style import Looks, in_order, label
@@ -94,3 +94,18 @@ def test_toy_regression_tells_what_came_out() -> None:
     # The last 100 steps of one weight.
     assert len(drawing.rows) == 200
     assert len({row[2] for row in drawing.rows if row[0] == "lsq"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("ofq", "ofq"),
+        ("lsq_qkr_cga", "other combinations"),
+        ("ofq_br0p003", "OFQ, other boundary ranges"),
+        ("lsq_released", "main methods, released code"),
+        ("seq_qkr_cga", "seq_qkr_cga"),
+        ("pact", "pact"),
+    ],
+)
+def test_what_a_run_is_called_in_a_crowd(method: str, name: str) -> None:
+    assert series(method) == name

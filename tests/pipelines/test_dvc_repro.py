@@ -18,8 +18,10 @@ STAGES = [
     "full_precision@0",
     "grid@lsq-2-0",
     "grid@ofq-2-0",
+    "rivals@rtn-4-0",
     "qat",
     "evaluate",
+    "noise",
     "tables",
 ]
 RUNS = [
@@ -46,10 +48,15 @@ COST = {
     "peak_memory_bytes",
     "model_bytes",
     "macs",
+    "bit_operations",
     "qkr_extra_macs",
     "qkr_extra_weights",
 }
-OSCILLATION = {"share", "mean_frequency", "flip_rate", "scale_drift", "in_band_0.005"}
+OSCILLATION = {
+    *("share", "mean_frequency", "flip_rate", "scale_drift", "in_band_0.005"),
+    *("flips_weight", "flips_scale", "flips_both", "gradient_flips", "code_entropy"),
+    *("dead_share", "clipped_share", "path_ratio", "before_last_phase"),
+}
 
 
 @pytest.fixture
@@ -99,6 +106,8 @@ def test_a_run_folder_is_complete(run, folder):
         "metrics.json",
         "history.csv",
         "oscillation.json",
+        "histogram.json",
+        "trajectories.json",
         "settings.yaml",
         "env.json",
         "student.pt",
@@ -148,7 +157,8 @@ def test_the_table_shows_the_runs(folder):
     text = (folder / "tables/rendered/ablation.md").read_text()
     for run in RUNS[:3]:
         assert f"{load(folder / run / 'metrics.json')['top1']:.2f}" in text
-    for name in ("ablation.html", "ablation.tex", "ablation.csv", "ablation.json"):
+    kinds = ("ablation.html", "ablation.tex", "ablation.csv", "ablation.json")
+    for name in (*kinds, "index.html", "methods.md", "noise.csv", "figures/toy_regression.svg"):
         assert (folder / "tables/rendered" / name).stat().st_size > 0
 
 
@@ -205,7 +215,9 @@ def test_dag(folder, shell):
         ("teacher", "grid@ofq-2-0"),
         ("teacher", "qat"),
         ("qat", "evaluate"),
-        ("grid@ofq-2-0", "tables"),
+        ("grid@ofq-2-0", "noise"),
+        ("rivals@rtn-4-0", "tables"),
+        ("noise", "tables"),
     } <= pairs
     assert ("qat", "tables") not in pairs, "dialling an experiment renders no table"
     assert not {pair for pair in pairs if pair[0] == "qat" and pair[1].startswith("grid")}

@@ -238,7 +238,8 @@ def same_run():
     def check(one, other):
         files = [sorted(path.name for path in (s.folder / RESULT).iterdir()) for s in (one, other)]
         assert files[0] == files[1]
-        for name in ("student.pt", "settings.yaml", "oscillation.json"):
+        figures = ("oscillation.json", "histogram.json", "trajectories.json")
+        for name in ("student.pt", "settings.yaml", *figures):
             contents = [(s.folder / RESULT / name).read_bytes() for s in (one, other)]
             assert contents[0] == contents[1], name
         assert len(one.history()) == EPOCHS

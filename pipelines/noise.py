@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ofq_core.settings import RunSettings, StudySettings
 from pipelines.params import load_study
 from pipelines.prepare import data_folder
 from pipelines.stage import stage_main
+
+if TYPE_CHECKING:
+    from ofq_core.distributed import World
 
 TRIALS = 10
 
@@ -28,15 +31,19 @@ def subjects(study: StudySettings) -> list[RunSettings]:
 
 def main(argv: list[str]) -> None:
     """Measure every subject and write one file."""
+    study = load_study()
+    from ofq_core.distributed import join_world
     from ofq_core.files import write_json
 
-    study = load_study()
-    rows = [_row(study, settings) for settings in subjects(study)]
-    write_json(noise_file(study), {"trials": TRIALS, "rows": rows})
-    print(f"noise: {len(rows)} students, {TRIALS} trials each way")
+    with join_world() as world:
+        rows = [_row(study, settings, world) for settings in subjects(study)]
+    if world.main:
+        write_json(noise_file(study), {"trials": TRIALS, "rows": rows})
+        print(f"noise: {len(rows)} students, {TRIALS} trials each way")
 
 
-def _row(study: StudySettings, settings: RunSettings) -> dict[str, Any]:
+def _row(study: StudySettings, settings: RunSettings, world: World) -> dict[str, Any]:
+    """One student. Every process draws the same flips and evaluates its share of the images."""
     import torch
 
     from ofq_core import checkpoints
@@ -52,10 +59,12 @@ def _row(study: StudySettings, settings: RunSettings) -> dict[str, Any]:
     convert(model, QuantPlan.from_settings(settings.quant, settings.fidelity), settings.seed)
     folder = Path("results") / settings.study / settings.name
     checkpoints.load_weights(model, folder / "student.pt", "student")
-    model.eval()
+    model.to(world.device).eval()
+    batch, precision = settings.recipe.batch_size, settings.recipe.precision
 
     def top1() -> float:
-        return evaluate(model, data, "test", settings.recipe.batch_size).top1
+        share, device = world.share, world.device
+        return evaluate(model, data, "test", batch, share, device, precision).top1
 
     clean = top1()
     boundary_range = settings.quant.boundary_range

@@ -75,7 +75,7 @@ OVERRIDES = [
     ("fidelity.qkbias=drop", ["fidelity.qkbias: unknown key, did you mean 'qk_bias'?"]),
     ("recipe.by_bits.3.lr=1", ["conf/ has no such entry to change; +recipe.by_bits.3.lr=... adds"]),
     ("preset=smoek", ["unknown preset 'smoek', did you mean 'smoke'?"]),
-    ("method=oqf", ["unknown method 'oqf', did you mean 'ofq'?", "lsq, ofq, statsq, statsq_qkr"]),
+    ("method=oqf", ["unknown method 'oqf', did you mean 'ofq'?", "known are dampening, freezing"]),
     ("model=deit_mikro", ["unknown model", "did you mean 'deit_micro'?"]),
     ("quant.wbit=3", ["quant.wbit: unknown key, did you mean 'wbits'?", "boundary_range"]),
     ("recipe.epoch=3", ["recipe.epoch: unknown key, did you mean 'epochs'?"]),

@@ -49,7 +49,7 @@ ALWAYS = {
     "channels_last": False,
 }
 # How often and with how many threads: says nothing about the mathematics.
-MACHINE = {"checkpoint_seconds", "threads"}
+MACHINE = {"checkpoint_seconds", "oscillation_every", "threads"}
 NAMES = {
     "deit_tiny": ("deit_tiny_distilled_patch16_224", "timm"),
     "deit_small": ("deit_small_distilled_patch16_224", "timm"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.tables.conftest import SyntheticStudy
 
 ROOT = Path(__file__).parents[2]
-SHEETS = ("main", "methods", "boundary", "noise", "cost")
+SHEETS = ("main", "methods", "claims", "boundary", "noise", "cost")
 
 
 @pytest.fixture

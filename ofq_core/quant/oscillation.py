@@ -102,14 +102,19 @@ class OscillationState:
     def update(self, codes: Tensor, momentum: float = 0.01) -> Tensor:
         """Take the codes after one more step; return a mask, True where a weight oscillated."""
         flat = codes.detach().reshape(-1).to(torch.int8)
-        # Not sign(flat - codes): an int8 difference overflows at 8 bits.
-        direction = (flat > self.codes).to(torch.int8) - (flat < self.codes).to(torch.int8)
-        oscillated = (direction * self.direction) < 0
-        self.frequency.mul_(1.0 - momentum).add_(oscillated, alpha=momentum)
-        self.reversals.add_(oscillated)
-        flipped = direction != 0
-        self.direction = torch.where(flipped, direction, self.direction)
-        self.flips += flipped.sum()
+        flipped = flat != self.codes
+        # Few weights flip in a step; all but the decay concerns those alone.
+        places = flipped.nonzero().squeeze(1)
+        # Not the sign of a difference: in int8 it overflows at 8 bits.
+        direction = (flat[places] > self.codes[places]).to(torch.int8) * 2 - 1
+        reversed_now = direction * self.direction[places] < 0
+        oscillated = torch.zeros_like(flipped)
+        oscillated[places] = reversed_now
+        self.frequency.mul_(1.0 - momentum)
+        self.frequency[places] += momentum * reversed_now
+        self.reversals[places] += reversed_now
+        self.direction[places] = direction
+        self.flips += len(places)
         self.codes = flat
         self.steps += 1
         return oscillated

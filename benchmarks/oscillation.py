@@ -38,7 +38,7 @@ SIZES: dict[str, tuple[dict[str, Any], int, int]] = {
         64,
         12,
     ),
-    "deit_tiny": ({"num_classes": 1000}, 8, 1),
+    "deit_tiny": ({"num_classes": 1000}, 4, 1),
 }
 MODES = ("off", "frequency", "sampled")
 

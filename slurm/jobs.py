@@ -11,7 +11,6 @@
     .slurm/snapshots/<hash>/       tracked files as they were when jobs were submitted
     .slurm/store/                  inputs by content
     .slurm/launches/<id>/          submitit's files, a new folder for every submission
-
 All of it must be on a file system that the nodes share.
 """
 

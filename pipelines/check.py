@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     """Check params.yaml."""
     study = load_study()
     write_atomic(OUTPUT, b"The settings in params.yaml are valid.\n")
-    cells = len(study.grid.methods) * len(study.grid.bits) * len(study.grid.seeds)
+    cells = len(study.grid.all_cells())
     print(f"check: study {study.study}, {cells} grid cells, experiment {study.experiment().name}")
 
 

@@ -46,20 +46,16 @@ def _row(study: StudySettings, settings: RunSettings, world: World) -> dict[str,
     """One student. Every process draws the same flips and evaluates its share of the images."""
     import torch
 
-    from ofq_core import checkpoints
     from ofq_core.data import open_data
     from ofq_core.evaluation import evaluate
-    from ofq_core.models import QuantPlan, build_model, convert
     from ofq_core.noise import inject_noise
     from ofq_core.training import make_deterministic
+    from pipelines.training import load_student
 
     make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
     data = open_data(settings.data, data_folder(study))
-    model = build_model(settings.model, settings.seed)
-    convert(model, QuantPlan.from_settings(settings.quant, settings.fidelity), settings.seed)
     folder = Path("results") / settings.study / settings.name
-    checkpoints.load_weights(model, folder / "student.pt", "student")
-    model.to(world.device).eval()
+    model = load_student(folder, settings, True, world.device)
     batch, precision = settings.recipe.batch_size, settings.recipe.precision
 
     def top1() -> float:

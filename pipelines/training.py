@@ -198,6 +198,21 @@ def _write_result(result: Path, trainer: Trainer, inputs: Inputs, began: float) 
     )
 
 
+def load_student(
+    folder: Path, settings: RunSettings, converted: bool, device: torch.device = CPU
+) -> nn.Module:
+    """The model of a finished training with its selected weights, in evaluation mode.
+
+    converted: False for a run without a teacher, which is full precision.
+    """
+    model = build_model(settings.model, settings.seed)
+    if converted:
+        plan = QuantPlan.from_settings(settings.quant, settings.fidelity)
+        convert(model, plan, settings.seed)
+    checkpoints.load_weights(model, folder / "student.pt", "student")
+    return model.to(device).eval()
+
+
 def evaluate_run(
     folder: Path, settings: RunSettings, inputs: Inputs, world: World | None = None
 ) -> dict[str, Any]:
@@ -212,13 +227,8 @@ def evaluate_run(
     world = world or World()
     make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
     data = open_data(settings.data, inputs.data)
-    model = build_model(settings.model, settings.seed)
-    if inputs.teacher is not None:
-        plan = QuantPlan.from_settings(settings.quant, settings.fidelity)
-        convert(model, plan, settings.seed)
-    checkpoints.load_weights(model, folder / "student.pt", "student")
     result = evaluate(
-        model.to(world.device),
+        load_student(folder, settings, inputs.teacher is not None, world.device),
         data,
         "test",
         settings.recipe.batch_size,

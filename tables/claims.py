@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tables import seeds, text
-from tables.alike import refuse_other_data, refuse_other_teacher, refuse_unlike
-from tables.build import provenance, subject
+from tables.alike import refuse_other_data, refuse_other_teacher
+from tables.build import provenance, refuse_unlike_bits, subject
 from tables.measured import bit_widths
 from tables.names import method_name
 from tables.runs import Run, Study
@@ -141,9 +141,8 @@ _Found = dict[tuple[str, tuple[str, str, str]], dict[str, Paired]]
 
 def _refuse_unlike(runs: list[Run], spec: TableSpec) -> None:
     """Per fidelity: what the released code does otherwise is what some claims are about."""
-    may_differ = [*spec.may_differ, *spec.may_differ_between_bits]
     for name in {method_name(run.method).fidelity for run in runs}:
-        refuse_unlike([r for r in runs if method_name(r.method).fidelity == name], may_differ)
+        refuse_unlike_bits([r for r in runs if method_name(r.method).fidelity == name], spec)
     refuse_other_teacher(runs)
     refuse_other_data(runs)
 

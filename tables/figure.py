@@ -1,16 +1,13 @@
 """Accuracy and oscillation against bits: every seed a dot, the means joined."""
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tables.figures.style import COLOURS, MARKERS, image_bytes
 from tables.model import Cell, Row, Table
 
-# Okabe and Ito's palette without its yellow, which is too faint on white; markers say the same
-# without colour.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("s", "o", "^", "D", "v", "P")
+_COLOURS, _MARKERS = COLOURS, MARKERS[:6]
 _FULL_PRECISION = "#444444"
 _STEP = 0.16
 # Of a bit width's place, which many methods share.
@@ -32,10 +29,7 @@ def figure_bytes(table: Table) -> tuple[bytes, bytes]:
         _draw_oscillation(oscillation, table)
         handles, labels = accuracy.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-        svg, png = io.BytesIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    return svg.getvalue(), png.getvalue()
+        return image_bytes(figure)
 
 
 @contextmanager

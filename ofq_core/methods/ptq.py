@@ -1,7 +1,7 @@
 """Calibrated post-training quantization: scales of least squared error, without any training.
 
     s = argmin over c of sum (x - s round(clip(x / s, qmin, qmax)))^2,  s = c s_0,  c = 0.92^k
-    s_0: the scale of round to nearest, at which nothing is clipped;  k = 0, ..., 47
+    s_0: the scale of round to nearest, from the largest magnitude;  k = 0, ..., 47
 
 The search per row of weights and per group of activations (the calibration batch) is the usual one
 of PTQ toolkits ("MSE" range setting). c goes down to 0.02, because single activations of vision

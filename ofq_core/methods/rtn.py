@@ -4,8 +4,8 @@
     activations: s = max|x| / ((2^b - 1) / 2) of each group of the calibration batch (signed),
         max(x) / (2^b - 1) (unsigned)
 
-The usual range rule (as in GPTQ's symmetric mode). The largest magnitude lies half a step beyond an
-outer code on either side, so nothing is off by more than half a step and all 2^b codes are used;
+The usual range rule (as in GPTQ's symmetric mode). The largest magnitude lies half a step from an
+outer code on either side, so nothing is off by more than half a step and all 2^b codes can occur;
 max|w| / (2^(b-1) - 1) would leave one code unused, which at 2 bits is one of four. Nothing is
 trained: the scale of weights is a buffer.
 """
@@ -37,7 +37,7 @@ class RoundToNearestWeight(LSQWeight):
 
 
 class RangeActivation(LSQRule):
-    """LSQ's grid with scales at which nothing of the calibration batch is clipped."""
+    """LSQ's grid with scales at which nothing of the batch is off by more than half a step."""
 
     def start(self, module: LSQActivation, x: Tensor) -> None:
         """Scales from smallest and largest value of each group."""

@@ -1,4 +1,4 @@
-"""Scales that are set once from data: what reaches the extremes, and the least squared error."""
+"""Scales that are set once from data: from its extremes, and those of least squared error."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def squared_error(x: Tensor, quantized: Tensor, axis: int | None) -> Tensor:
 
 
 def range_scale(x: Tensor, axis: int | None, qmin: int, qmax: int) -> Tensor:
-    """Scales at which nothing is clipped, a vector along `axis` (length 1 for None).
+    """Scales at which nothing is off by more than half a step, a vector along `axis` (or length 1).
 
-    Signed: 2 max|x| / (2^b - 1), so that the range has as many steps as there are codes less one
-    and both ends lie half a step beyond the outer codes' thresholds; all codes are used. Unsigned:
-    max(x) / qmax, and 0 where nothing is positive. A group of zeros has scale 0.
+    Signed: 2 max|x| / (2^b - 1), so that from -max|x| to max|x| there are as many steps as codes
+    less one, and all codes can occur. Unsigned: max(x) / qmax; what is not positive counts as 0,
+    and the scale is 0 where nothing is positive. A group of zeros has scale 0.
     """
     low, high = group_extremes(at_least_float32(x.detach()), axis)
     if qmin == 0:

@@ -1,15 +1,26 @@
 """What the name of a method says: `statsq_qkr_br0p003` is StatsQ with QKR at boundary range 0.003.
 
-The labels are those of `ofq_core.settings.methods`, which is read without torch.
+The labels are those of the registry of methods, kept in methods.json: the tables read files and
+import nothing of `ofq_core`. `python -m tests.methods.render` writes it, and a test compares it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypedDict
 
-from ofq_core.settings.methods import WEIGHT_METHODS
 
+class _Kept(TypedDict):
+    label: str
+    trains: bool
+
+
+_KEPT: Final = Path(__file__).with_name("methods.json")
+# In the order of the registry, which is the order of the rows.
+_METHODS: Final[dict[str, _Kept]] = json.loads(_KEPT.read_text())
 _NAME = re.compile(
     r"(?P<base>.+?)(?:_(?P<fidelity>described|released))?(?:_br(?P<range>\d+(?:p\d+)?))?"
 )
@@ -40,15 +51,15 @@ class MethodName:
     @property
     def trains(self) -> bool:
         """Whether it is a method of training; post-training quantization is not."""
-        return self.weight not in WEIGHT_METHODS or WEIGHT_METHODS[self.weight].trains
+        return self.weight not in _METHODS or _METHODS[self.weight]["trains"]
 
     @property
     def label(self) -> str:
         """What the method is called in tables; names that are not known stay as they are."""
         if self.weight == _FULL_PRECISION:
             return "Full precision"
-        known = WEIGHT_METHODS.get(self.weight)
-        words = known.label if known is not None else self.weight
+        known = _METHODS.get(self.weight)
+        words = known["label"] if known is not None else self.weight
         words += (" + QKR" if self.qkr else "") + (" + CGA" if self.cga else "")
         if (self.weight, self.qkr, self.cga) == ("statsq", True, True):
             words = f"OFQ ({words})"
@@ -58,8 +69,8 @@ class MethodName:
 
     @property
     def rank(self) -> tuple[int, bool, bool, str, float, str]:
-        """Full precision first, then the order of WEIGHT_METHODS, components after plain."""
-        order = [_FULL_PRECISION, *WEIGHT_METHODS]
+        """Full precision first, then the registry's order, components after plain."""
+        order = [_FULL_PRECISION, *_METHODS]
         place = order.index(self.weight) if self.weight in order else len(order)
         return (
             place,

@@ -1,11 +1,14 @@
 """Render docs/methods.md from the registry and the headers: `python -m tests.methods.render`.
 
+It also writes tables/methods.json, the labels that the tables show.
+
 Nothing is imported but the registry: a header is the docstring of the file that holds the method.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +17,7 @@ from ofq_core.settings.methods import WEIGHT_METHODS, Option, WeightMethod
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "methods.md"
+LABELS = ROOT / "tables" / "methods.json"
 
 HEAD = """# Methods
 
@@ -121,6 +125,15 @@ def page() -> str:
     return HEAD + _table(columns, rows) + NOTES_HEAD + "\n\n".join(notes) + "\n"
 
 
+def labels() -> str:
+    """What tables/methods.json holds: label and whether it trains, in the registry's order."""
+    kept = {
+        name: {"label": method.label, "trains": method.trains}
+        for name, method in WEIGHT_METHODS.items()
+    }
+    return json.dumps(kept, indent=2) + "\n"
+
+
 def _row(name: str, method: WeightMethod, head: Header) -> tuple[str, ...]:
     return (
         f"`{name}`",
@@ -161,4 +174,5 @@ def _cell(text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    LABELS.write_text(labels())
     print(f"{PAGE.name}: {len(WEIGHT_METHODS)} methods")

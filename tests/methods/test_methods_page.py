@@ -17,6 +17,11 @@ def test_the_page_is_the_rendering():
     assert render.PAGE.read_text() == render.page()
 
 
+def test_the_tables_labels_are_the_registrys():
+    """`python -m tests.methods.render` gives the committed tables/methods.json."""
+    assert render.LABELS.read_text() == render.labels()
+
+
 def test_every_file_of_a_method_is_in_the_registry():
     files = set((render.ROOT / "ofq_core/methods").glob("*.py"))
     files -= {render.ROOT / "ofq_core/methods/__init__.py"}

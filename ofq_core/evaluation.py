@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ofq_core.compiling import not_compiled
 from ofq_core.data import Data, Share, SplitName
 from ofq_core.distributed import CPU, World
 from ofq_core.errors import DataError
+from ofq_core.nn import quantized_once
 from ofq_core.precision import Precision, matrix_precision
 from ofq_core.quant.statsq import at_least_float32
 
@@ -105,16 +107,17 @@ def evaluate(
     per_class = torch.zeros(2, data.classes, dtype=torch.int64, device=device)
     correct_top5 = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in data.eval_batches(split, batch_size, share, device):
-        labels = batch.targets
-        with matrix_precision(precision, device):
-            logits = at_least_float32(model(batch.images))
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = top == labels[:, None]
-        for row, counted in enumerate((labels, labels[hits[:, 0]])):
-            per_class[row] += torch.bincount(counted, minlength=data.classes)
-        correct_top5 += hits.sum()
-        loss += F.cross_entropy(logits.double(), labels, reduction="sum")
+    with quantized_once(model), not_compiled(model):
+        for batch in data.eval_batches(split, batch_size, share, device):
+            labels = batch.targets
+            with matrix_precision(precision, device):
+                logits = at_least_float32(model(batch.images))
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            hits = top == labels[:, None]
+            for row, counted in enumerate((labels, labels[hits[:, 0]])):
+                per_class[row] += torch.bincount(counted, minlength=data.classes)
+            correct_top5 += hits.sum()
+            loss += F.cross_entropy(logits.double(), labels, reduction="sum")
     model.train(training)
     world = World(share.rank, share.world, device)
     counts = world.total(torch.cat([per_class.flatten(), correct_top5[None]])).tolist()

@@ -32,11 +32,11 @@ def describe_environment(world: World) -> dict[str, Any]:
             **{name: _version(name) for name in PACKAGES},
         },
         "device": world.device.type,
-        "device_name": torch.cuda.get_device_name(world.device) if cuda else _cpu_name(),
+        "device_name": torch.cuda.get_device_name(world.device) if cuda else cpu_name(),
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(world.device) if cuda else None,
         "cuda": torch.version.cuda,
         "processes": world.size,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "git": _commit(),
@@ -57,7 +57,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str | None:
+def cpu_name() -> str | None:
+    """What the processor calls itself; None where it does not say."""
     path = Path("/proc/cpuinfo")
     if path.exists():
         for line in path.read_text().splitlines():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ofq_core.settings import RunSettings
 from pipelines import tracking
-from pipelines.stage import is_main
+from pipelines.stage import is_main, large_imports
 
 
 def run_to_folder(settings: RunSettings, data: Path, teacher: Path | None, stage: str) -> None:
@@ -18,10 +18,13 @@ def run_to_folder(settings: RunSettings, data: Path, teacher: Path | None, stage
     folder = Path("results") / settings.study / settings.name
     with tracking.background(active=None if is_main() else False) as tracker:
         # Imported here, so that a wrong setting is reported before torch is loaded.
-        from ofq_core.distributed import join_world
-        from pipelines.results import publish_folder, write_json
-        from pipelines.training import Inputs, evaluate_run, finish, train_run
+        with large_imports():
+            from ofq_core.distributed import join_world
+            from ofq_core.models import import_timm
+            from pipelines.results import publish_folder, write_json
+            from pipelines.training import Inputs, evaluate_run, finish, train_run
 
+            import_timm()
         inputs = Inputs(data=data, teacher=teacher)
         with join_world() as world:
             result = train_run(settings, inputs, stage, world=world)

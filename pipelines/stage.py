@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from ofq_core.errors import OFQError, TrainingStopped
@@ -21,6 +23,22 @@ STOPPED = 128 + signal.SIGTERM
 def is_main() -> bool:
     """Whether this process writes, logs and tracks; the others of a launcher only compute."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def large_imports() -> Iterator[None]:
+    """For imports of torch and timm: no search for garbage in the block, nor later in what it left.
+
+    They make half a million objects that stay, and Python would go through them again and again.
+    """
+    looking = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if looking:
+            gc.enable()
 
 
 def stage_main(run: Callable[[list[str]], None], argv: list[str]) -> NoReturn:

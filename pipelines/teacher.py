@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ofq_core.settings import StudySettings
 from pipelines.params import load_study
 from pipelines.prepare import data_folder
-from pipelines.stage import stage_main
+from pipelines.stage import large_imports, stage_main
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,10 +32,13 @@ def main(argv: list[str]) -> None:
 
 def train(study: StudySettings) -> None:
     """Train by the teacher's recipe and seed."""
-    from ofq_core.distributed import join_world
-    from pipelines.results import publish_folder, write_json
-    from pipelines.training import Inputs, evaluate_run, finish, train_run, write_reference
+    with large_imports():
+        from ofq_core.distributed import join_world
+        from ofq_core.models import import_timm
+        from pipelines.results import publish_folder, write_json
+        from pipelines.training import Inputs, evaluate_run, finish, train_run, write_reference
 
+        import_timm()
     settings = study.full_precision(study.teacher.seed)
     inputs = Inputs(data=data_folder(study), teacher=None)
     with join_world() as world:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import resource
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,14 @@ from ofq_core.files import sha256_file
 from ofq_core.models import QuantPlan, build_model, convert, image_shape
 from ofq_core.nn import calibrate
 from ofq_core.settings import ModelSettings, RunSettings
-from ofq_core.training import Teacher, Trainer, make_deterministic
-from pipelines.environment import describe_environment
+from ofq_core.training import Teacher, TeacherCache, Trainer, make_deterministic
+from pipelines.environment import cpu_name, describe_environment
 from pipelines.progress import ProgressBar
 from pipelines.results import read_json, write_history, write_json, write_settings
 from pipelines.stopping import stop_on_sigterm
 
 PARTIAL = Path(".partial")
+ANSWERS = PARTIAL / "teacher-logits"
 # The teacher's accuracy, beside its weights: a file of its own, because students depend on it, and
 # the teacher's metrics.json differs each time by the seconds it took.
 REFERENCE = "reference.json"
@@ -139,7 +142,11 @@ def train_run(
     if inputs.teacher is not None and settings.distill is not None:
         full = build_model(settings.model, settings.seed)
         checkpoints.load_weights(full, inputs.teacher, "teacher")
-        teacher = Teacher(full, settings.fidelity.teacher_head, settings.fidelity.teacher_mode)
+        cache = None
+        if settings.distill.cache_teacher and settings.fidelity.teacher_mode == "eval":
+            cache = TeacherCache(_answers_folder(settings, inputs.teacher, world))
+        fidelity = settings.fidelity
+        teacher = Teacher(full, fidelity.teacher_head, fidelity.teacher_mode, cache)
     observer = ProgressBar(f"{stage} {settings.name}") if world.main else nullcontext(_ignore)
     with observer as observe, stop_on_sigterm() as asked_to_stop:
         trainer = Trainer(
@@ -277,6 +284,28 @@ def _run_key(settings: RunSettings, inputs: Inputs, data: Data) -> str:
     teacher = "" if inputs.teacher is None else sha256_file(inputs.teacher)
     text = f"{settings.sha256()}/{data.manifest_sha256}/{teacher}/{torch.__version__}/{_code_sha()}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _answers_folder(settings: RunSettings, teacher: Path, world: World) -> Path:
+    """Where the teacher's logits are kept: by all that may change them for given images.
+
+    The seed and the process are in the name only to keep apart what is asked about other images.
+    """
+    device = world.device
+    recipe = settings.recipe
+    decides = {
+        "teacher": sha256_file(teacher),
+        "model": settings.model.model_dump(),
+        "head": settings.fidelity.teacher_head,
+        "format": (recipe.precision, recipe.channels_last, torch.get_num_threads()),
+        "code": (_code_sha(), torch.__version__, metadata.version("timm")),
+        "device": (device.type, torch.cuda.get_device_name(device))
+        if device.type == "cuda"
+        else (cpu_name(), torch.backends.cpu.get_cpu_capability()),
+        "images": (settings.seed, recipe.batch_size, world.rank, world.size),
+    }
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return ANSWERS / key[:16]
 
 
 def _code_sha() -> str:

@@ -67,7 +67,9 @@ class FreezingWeight(LSQWeight):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize (rows, ...): LSQ, and the frozen codes where there are any."""
         held = (row_scale(self.scale, weight, self.high) * self.frozen_code).to(weight.dtype)
-        return torch.where(self.frozen, held, super().forward(weight))
+        quantized = super().forward(weight)
+        self._record(lambda: self.codes(weight))
+        return torch.where(self.frozen, held, quantized)
 
     @torch.no_grad()
     def after_step(self, weight: Tensor, progress: float) -> None:

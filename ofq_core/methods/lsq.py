@@ -53,5 +53,8 @@ class LSQWeight(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize (rows, ...) with the gradients of LSQ."""
-        self._record(lambda: self.codes(weight))
-        return lsq(self._held(weight), self.scale, self.low, self.high, axis=0)
+        codes = None
+        if self.records:
+            codes = lsq_codes(weight.detach(), self.scales(weight), self.low, self.high, axis=0)
+            self._record(lambda: codes)
+        return lsq(self._held(weight), self.scale, self.low, self.high, axis=0, codes=codes)

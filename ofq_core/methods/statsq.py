@@ -60,7 +60,7 @@ class StatsQWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize (rows, cols); the gradient passes straight through to the weights."""
         scale = statsq_scale(weight)
-        codes = statsq_position(weight, self.bits, scale, self.clip).round()
-        codes = codes.clamp_(self.low, self.high)
+        # What is clipped in position ends on the outer codes: halves round to even.
+        codes = statsq_position(weight, self.bits, scale, self.clip).round_()
         self._record(lambda: codes)
         return straight_through(self._held(weight), statsq_dequantize(codes, scale, self.bits))

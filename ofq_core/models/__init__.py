@@ -1,6 +1,6 @@
 """Full-precision models through timm, and their conversion to quantized ones."""
 
-from ofq_core.models.build import build_model, is_distilled
+from ofq_core.models.build import build_model, import_timm, is_distilled
 from ofq_core.models.convert import QuantPlan, convert
 from ofq_core.models.geometry import image_shape, is_swin, token_count
 from ofq_core.models.pretrained import load_pretrained
@@ -12,6 +12,7 @@ __all__ = [
     "build_model",
     "convert",
     "image_shape",
+    "import_timm",
     "is_distilled",
     "is_swin",
     "load_pretrained",

@@ -156,6 +156,14 @@ def _convert_mlp(mlp: Any, plan: QuantPlan, positions: int, columns: int | None)
         source = getattr(mlp, name)
         quantizer = _token_quantizer(plan, positions, source.in_features, columns, signed)
         setattr(mlp, name, QuantLinear(source, quantizer, plan.make_weight_quantizer))
+    between = (mlp.drop1, getattr(mlp, "norm", nn.Identity()))
+    if isinstance(mlp.act, nn.GELU) and all(_does_nothing(module) for module in between):
+        mlp.fc2.activation, mlp.act = mlp.act, nn.Identity()
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    dropout = isinstance(module, nn.Dropout) and module.p == 0.0
+    return dropout or isinstance(module, nn.Identity)
 
 
 def _token_quantizer(

@@ -20,8 +20,10 @@ from ofq_core.nn.attention import (
 from ofq_core.nn.layers import QuantConv2d, QuantLinear
 from ofq_core.nn.weight import (
     FullPrecisionWeight,
+    HeldWeights,
     MakeWeightQuantizer,
     WeightQuantizer,
+    quantized_once,
 )
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "AttentionPlan",
     "Calibrated",
     "FullPrecisionWeight",
+    "HeldWeights",
     "LSQActivation",
     "LSQRule",
     "MakeWeightQuantizer",
@@ -41,6 +44,7 @@ __all__ = [
     "TokenLSQ",
     "WeightQuantizer",
     "calibrate",
+    "quantized_once",
     "require_calibrated",
     "set_whole_batch",
 ]

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ofq_core.errors import ModelError
 from ofq_core.quant import at_least_float32, code_range, lsq, lsq_init_scale
+from ofq_core.quant.biased_lsq import Grid, Parameters
+from ofq_core.quant.fused_linear import biased_lsq
 
 
 @dataclass(frozen=True)
@@ -125,24 +127,54 @@ class LSQActivation(nn.Module):
         self.calibrating = False
         self.whole_batch = 1.0
 
-    def _quantize(self, x: Tensor) -> Tensor:
-        if self.calibrating:
-            groups = 1 if self.axis is None else x.shape[self.axis]
-            if groups != self.scale.numel():
-                raise ModelError(
-                    f"{self.scale.numel()} activation scales, but the input of shape "
-                    f"{tuple(x.shape)} needs {groups}: image size and model do not fit"
-                )
-            with torch.no_grad():
-                self.rule.start(self, x)
-        return self.rule.quantize(self, x)
+    @property
+    def fusable(self) -> bool:
+        """Whether a layer may do this module's work itself: plain LSQ, and nobody looks on."""
+        forward = self._forward_hooks or self._forward_pre_hooks
+        watched = forward or self._backward_hooks or self._backward_pre_hooks
+        return type(self.rule) is LSQRule and not self.calibrating and not watched
+
+    @property
+    def learned(self) -> Parameters:
+        """Scales and biases."""
+        return Parameters(self.scale, self.bias_before, self.bias_after)
+
+    def grid(self, shape: torch.Size) -> Grid:
+        """How x of this shape is divided.
+
+        Raises:
+            ModelError: the scales do not fit the shape.
+        """
+        view = self._view(shape)
+        groups = 1 if self.axis is None else view[self.axis]
+        if groups != self.scale.numel():
+            raise ModelError(
+                f"{self.scale.numel()} activation scales, but the input of shape "
+                f"{tuple(shape)} needs {groups}: image size and model do not fit"
+            )
+        scale = [1] * len(view)
+        if self.axis is not None:
+            scale[self.axis] = groups
+        bias = self.bias_shape or ()
+        return Grid(self.low, self.high, view, tuple(scale), bias, self.whole_batch)
+
+    def _view(self, shape: torch.Size) -> tuple[int, ...]:
+        """The shape in which x has its groups along `axis`."""
+        return tuple(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize x, in at least FP32 whatever autocast does; same shape."""
+        grid = self.grid(x.shape)
+        if self.fusable:
+            return biased_lsq(x, self.learned, grid)
         x = at_least_float32(x)
         if self.bias_before is not None and self.bias_shape is not None:
             x = x + self.bias_before.view(self.bias_shape)
-        x = self._quantize(x)
+        folded = x.reshape(grid.view)
+        if self.calibrating:
+            with torch.no_grad():
+                self.rule.start(self, folded)
+        x = self.rule.quantize(self, folded).view(x.shape)
         if self.bias_after is not None and self.bias_shape is not None:
             x = x + self.bias_after.view(self.bias_shape)
         return x
@@ -180,16 +212,16 @@ class TokenLSQ(LSQActivation):
         super().__init__(length, -2, bits, signed, bias_shape, bias_after, rule=rule)
         self.positions, self.groups, self.length = positions, groups, length
 
-    def _quantize(self, x: Tensor) -> Tensor:
-        found = x.shape[1:-1].numel()
+    def _view(self, shape: torch.Size) -> tuple[int, ...]:
+        found = shape[1:-1].numel()
         if found != self.positions:
             raise ModelError(
                 f"a quantizer made for {self.positions} tokens got {found}, in an input of shape "
-                f"{tuple(x.shape)}: image size and model do not fit"
+                f"{tuple(shape)}: image size and model do not fit"
             )
         # (batch, H, W, C) as (batch * H, W, C) shares the scale of a column over rows.
-        folded = x.reshape(-1, self.length, x.shape[-1] // self.groups)
-        return super()._quantize(folded).view(x.shape)
+        width = shape[-1] // self.groups
+        return (shape.numel() // (self.length * width), self.length, width)
 
 
 def _activation_quantizers(model: nn.Module) -> Iterator[tuple[str, LSQActivation]]:

@@ -7,6 +7,7 @@ is shared over heads, so they are quantized as (B, N, C), before they are split 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,13 @@ from torch.nn import functional as F
 
 from ofq_core.nn.activation import ActivationRule, LSQActivation, TokenLSQ
 from ofq_core.nn.layers import QuantLinear
-from ofq_core.nn.weight import MakeWeightQuantizer
+from ofq_core.nn.weight import HeldWeight, MakeWeightQuantizer, WeightQuantizer
 from ofq_core.quant import folded_query_bias, qkr_product
+from ofq_core.quant.fused_attention import (
+    AttentionGrids,
+    AttentionParameters,
+    quantized_attention,
+)
 
 
 @dataclass(frozen=True)
@@ -96,10 +102,63 @@ class _Attention(nn.Module):
     def _attend(
         self, logits: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
-        """Softmax, quantized map, weighted values, output projection: (B, N, C)."""
+        """Softmax, quantized map, weighted values: (B, N, C), heads joined."""
         logits = self._masked(logits, attn_mask, is_causal)
         probabilities = self.attn_drop(self.quant_map(logits.softmax(dim=-1)))
-        return self._project(probabilities @ v)
+        heads: Tensor = probabilities @ v
+        return heads.transpose(1, 2).flatten(2)
+
+    def _project(self, joined: Tensor) -> Tensor:
+        return self.proj_drop(self.proj(joined))  # type: ignore[no-any-return]
+
+    def _fusable(self, *quantizers: nn.Module) -> bool:
+        """Whether one function can do all of the attention: see `LSQActivation.fusable`."""
+        dropped = self.training and self.attn_drop.p > 0
+        return not dropped and all(isinstance(q, LSQActivation) and q.fusable for q in quantizers)
+
+    def _attend_fused(
+        self,
+        left: Tensor,
+        right: Tensor,
+        v: Tensor,
+        quantizers: tuple[nn.Module | None, nn.Module],
+        added: tuple[Tensor, ...],
+    ) -> Tensor:
+        """What `_attend` returns, from operands before their quantizers (left and right)."""
+        of_left, of_right = quantizers
+        of_value, of_map = self.quant_v, self.quant_map
+        assert isinstance(of_right, LSQActivation)
+        assert isinstance(of_value, LSQActivation)
+        assert isinstance(of_map, LSQActivation)
+        tokens = v.shape[1]
+        grids = AttentionGrids(
+            heads=self.num_heads,
+            scale=self.scale,
+            left=of_left.grid(left.shape) if isinstance(of_left, LSQActivation) else None,
+            right=of_right.grid(right.shape),
+            value=of_value.grid(v.shape),
+            map=of_map.grid(torch.Size((v.shape[0], self.num_heads, tokens, tokens))),
+        )
+        p = AttentionParameters(
+            of_left.learned if isinstance(of_left, LSQActivation) else None,
+            of_right.learned,
+            of_value.learned,
+            of_map.learned,
+        )
+        return quantized_attention(left, right, v, added, p, grids)
+
+    def _added(
+        self, tokens: int, like: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> tuple[Tensor, ...]:
+        """What `_masked` adds to the logits; `like`: for dtype (at least FP32) and device."""
+        if is_causal:
+            attn_mask = like.new_ones((tokens, tokens), dtype=torch.bool).tril()
+        if attn_mask is None:
+            return ()
+        if attn_mask.dtype == torch.bool:
+            zeros = like.new_zeros(attn_mask.shape, dtype=torch.float32)
+            return (zeros.masked_fill(~attn_mask, float("-inf")),)
+        return (attn_mask,)
 
     def _masked(self, logits: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
         if is_causal:
@@ -109,9 +168,6 @@ class _Attention(nn.Module):
         if attn_mask.dtype == torch.bool:
             return logits.masked_fill(~attn_mask, float("-inf"))
         return logits + attn_mask
-
-    def _project(self, heads: Tensor) -> Tensor:
-        return self.proj_drop(self.proj(heads.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
 
 class QuantAttention(_Attention):
@@ -132,6 +188,9 @@ class QuantAttention(_Attention):
     ) -> Tensor:
         """(B, N, C) to (B, N, C); `attn_mask` is added to the logits (bool: False masks)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if self._fusable(self.quant_q, self.quant_k, self.quant_v, self.quant_map):
+            added = self._added(x.shape[1], x, attn_mask, is_causal)
+            return self._project(self._attend_fused(q, k, v, (self.quant_q, self.quant_k), added))
         q = self._heads(self.quant_q(q))
         k = self._heads(self.quant_k(k))
         v = self._heads(self.quant_v(v))
@@ -140,11 +199,12 @@ class QuantAttention(_Attention):
             heads = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal
             )
-            return self._project(heads)
-        return self._attend((q * self.scale) @ k.transpose(-2, -1), v, attn_mask, is_causal)
+            return self._project(heads.transpose(1, 2).flatten(2))
+        logits = (q * self.scale) @ k.transpose(-2, -1)
+        return self._project(self._attend(logits, v, attn_mask, is_causal))
 
 
-class QKRAttention(_Attention):
+class QKRAttention(_Attention, HeldWeight):
     """Attention whose query-key product is one quantized weight per head (spec 4.1).
 
         x' = LSQ(x + b1) + b2                          once, for queries, keys and values
@@ -186,14 +246,25 @@ class QKRAttention(_Attention):
         """(B, N, C) to (B, N, C); `attn_mask` is added to the logits (bool: False masks)."""
         batch, tokens, channels = x.shape
         x = self.input_quantizer(x)
-        v = self._heads(self.quant_v(self.v(x)))
-        z = self.quant_z(F.linear(x, self.qk_quantizer(self.product())))
-        z = z.view(batch, tokens, self.num_heads, channels).permute(0, 2, 3, 1)
-        logits = (x * self.scale).unsqueeze(1) @ z
+        v = self.v(x)
+        z = F.linear(x, self.quantized_weight())
+        of_keys = None
         if self.q_bias is not None:
             rows = folded_query_bias(self.q_bias * self.scale, self.k_weight, self.num_heads)
-            logits = logits + F.linear(x, rows).transpose(1, 2).unsqueeze(2)
-        return self._attend(logits, v, attn_mask, is_causal)
+            of_keys = F.linear(x, rows).transpose(1, 2).unsqueeze(2)
+        if self._fusable(self.quant_z, self.quant_v, self.quant_map):
+            added = self._added(tokens, x, attn_mask, is_causal)
+            added = added if of_keys is None else (of_keys, *added)
+            return self._project(self._attend_fused(x, z, v, (None, self.quant_z), added))
+        v = self._heads(self.quant_v(v))
+        z = self.quant_z(z).view(batch, tokens, self.num_heads, channels).permute(0, 2, 3, 1)
+        logits = (x * self.scale).unsqueeze(1) @ z
+        if of_keys is not None:
+            logits = logits + of_keys
+        return self._project(self._attend(logits, v, attn_mask, is_causal))
+
+    def _latent(self) -> tuple[WeightQuantizer, Tensor]:
+        return self.qk_quantizer, self.product()
 
 
 class _Windows:
@@ -208,10 +279,21 @@ class _Windows:
             "relative_position_index", source.relative_position_index, persistent=False
         )
 
-    def _masked(self: Any, logits: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-        tokens = logits.shape[-1]
+    def _bias(self: Any) -> Tensor:
+        """(H, N, N)."""
+        tokens = math.isqrt(self.relative_position_index.numel())
         rows = self.relative_position_bias_table[self.relative_position_index.view(-1)]
-        logits = logits + rows.view(tokens, tokens, self.num_heads).permute(2, 0, 1)
+        bias: Tensor = rows.view(tokens, tokens, self.num_heads).permute(2, 0, 1)
+        return bias
+
+    def _added(
+        self, tokens: int, like: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> tuple[Tensor, ...]:
+        bias = self._bias()
+        return (bias,) if attn_mask is None else (bias, attn_mask.unsqueeze(1))
+
+    def _masked(self: Any, logits: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+        logits = logits + self._bias()
         if attn_mask is None:
             return logits
         # One mask per window of an image: (images * windows, H, N, N) + (windows, 1, N, N).

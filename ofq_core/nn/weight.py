@@ -6,7 +6,9 @@ quantizers themselves are in `ofq_core.methods`, one file each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,9 +110,14 @@ class WeightQuantizer(nn.Module):
             progress: share of the run's steps that are done, 1 after the last.
         """
 
+    @property
+    def records(self) -> bool:
+        """Whether somebody wants the codes of this forward."""
+        return self.record and self.training
+
     def _record(self, codes: Callable[[], Tensor]) -> None:
         """Keep the codes of a training forward when somebody wants them."""
-        if self.record and self.training:
+        if self.records:
             self.last_codes = codes()
 
     def _held(self, weight: Tensor) -> Tensor:
@@ -146,3 +153,93 @@ class FullPrecisionWeight(WeightQuantizer):
 
 
 MakeWeightQuantizer = Callable[[Tensor], WeightQuantizer]
+
+
+class HeldWeight(nn.Module):
+    """A layer whose quantized weight can be held, so that several forwards quantize it once.
+
+    Attributes:
+        held: taken for the quantized weight while it is set; see `quantized_once`, `HeldWeights`.
+    """
+
+    held: Tensor | None = None
+
+    def _latent(self) -> tuple[WeightQuantizer, Tensor]:
+        """The quantizer, and the weights that it quantizes, with a graph."""
+        raise NotImplementedError
+
+    def quantized_weight(self) -> Tensor:
+        """What is held, else the weights quantized now."""
+        if self.held is not None:
+            return self.held
+        quantizer, weight = self._latent()
+        quantized: Tensor = quantizer(weight)
+        return quantized
+
+
+class _AddHeldGradient(torch.autograd.Function):
+    """The quantized weight; its gradient is joined by what its detached copy has gathered."""
+
+    @staticmethod
+    def forward(ctx: Any, quantized: Tensor, copy: Tensor) -> Tensor:
+        ctx.copy = copy
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        gathered = ctx.copy.grad
+        return (grad if gathered is None else grad + gathered), None
+
+
+class HeldWeights:
+    """Quantizes the weights of a model once for several forwards and backwards of one step.
+
+    All but the last forward use detached copies, which gather their gradient; the last one's
+    backward takes it along through the quantizers to the latent weights. So each quantizer, and
+    each QKR product, runs once per step, forward and backward.
+
+        weights.hold();  forward, backward, ...;  weights.release();  forward, backward
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = list(_holders(model))
+        self._pairs: list[tuple[HeldWeight, Tensor, Tensor]] = []
+
+    def hold(self) -> None:
+        """Quantize all weights anew; the next forwards use detached copies."""
+        self.clear()
+        for layer in self._layers:
+            quantized = layer.quantized_weight()
+            copy = quantized.detach().requires_grad_(quantized.requires_grad)
+            self._pairs.append((layer, quantized, copy))
+            layer.held = copy
+
+    def release(self) -> None:
+        """The next forward is the last: its backward reaches the latent weights."""
+        for layer, quantized, copy in self._pairs:
+            layer.held = _AddHeldGradient.apply(quantized, copy)  # type: ignore[no-untyped-call]
+        self._pairs = []
+
+    def clear(self) -> None:
+        """Forget everything; forwards quantize for themselves."""
+        self._pairs = []
+        for layer in self._layers:
+            layer.held = None
+
+
+@contextmanager
+def quantized_once(model: nn.Module) -> Iterator[None]:
+    """Quantize all weights once for the forwards of this block, in which no weight may change."""
+    layers = list(_holders(model))
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.held = layer.quantized_weight()
+        yield
+    finally:
+        for layer in layers:
+            layer.held = None
+
+
+def _holders(model: nn.Module) -> Iterator[HeldWeight]:
+    return (m for m in model.modules() if isinstance(m, HeldWeight))

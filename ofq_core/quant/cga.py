@@ -25,8 +25,10 @@ def free_mask(position: Tensor, boundary_range: float, kmin: int, kmax: int) -> 
     # The band round t + 1/2 includes its ends: with range 0.5 kmax itself belongs to t = kmax - 1.
     below = position.floor().clamp_(max=kmax - 1)
     offset = position - below
-    inside = (offset >= 0.5 - boundary_range) & (offset <= 0.5 + boundary_range)
-    return inside & (below >= kmin)
+    inside = offset >= 0.5 - boundary_range
+    inside &= offset <= 0.5 + boundary_range
+    inside &= below >= kmin
+    return inside
 
 
 def observed_code_range(codes: Tensor) -> tuple[int, int]:

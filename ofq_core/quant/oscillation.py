@@ -103,20 +103,35 @@ class OscillationState:
         """Take the codes after one more step; return a mask, True where a weight oscillated."""
         flat = codes.detach().reshape(-1).to(torch.int8)
         flipped = flat != self.codes
-        # Few weights flip in a step; all but the decay concerns those alone.
+        take = self._take_some if flat.device.type == "cpu" else self._take_all
+        oscillated = take(flat, flipped, momentum)
+        self.codes = flat
+        self.steps += 1
+        return oscillated
+
+    def _take_some(self, flat: Tensor, flipped: Tensor, momentum: float) -> Tensor:
+        """Few weights flip in a step; all but the decay concerns those alone."""
         places = flipped.nonzero().squeeze(1)
         # Not the sign of a difference: in int8 it overflows at 8 bits.
-        direction = (flat[places] > self.codes[places]).to(torch.int8) * 2 - 1
+        direction = (flat[places] > self.codes[places]).to(torch.int8).mul_(2).sub_(1)
         reversed_now = direction * self.direction[places] < 0
-        oscillated = torch.zeros_like(flipped)
-        oscillated[places] = reversed_now
         self.frequency.mul_(1.0 - momentum)
         self.frequency[places] += momentum * reversed_now
         self.reversals[places] += reversed_now
         self.direction[places] = direction
         self.flips += len(places)
-        self.codes = flat
-        self.steps += 1
+        oscillated = torch.zeros_like(flipped)
+        oscillated[places] = reversed_now
+        return oscillated
+
+    def _take_all(self, flat: Tensor, flipped: Tensor, momentum: float) -> Tensor:
+        """The same numbers by passes over all weights: a GPU need not tell how many flipped."""
+        direction = (flat > self.codes).to(torch.int8).mul_(2).sub_(1).mul_(flipped)
+        oscillated = direction * self.direction < 0
+        self.frequency.mul_(1.0 - momentum).add_(momentum * oscillated)
+        self.reversals.add_(oscillated)
+        torch.where(flipped, direction, self.direction, out=self.direction)
+        self.flips.add_(flipped.sum())
         return oscillated
 
     def state_dict(self) -> dict[str, Tensor | int]:

@@ -40,7 +40,9 @@ class RecipeSettings(Model):
     under autocast; quantizers stay in FP32. checkpoint_seconds: at least so long between two
     checkpoints (0: one after every epoch). oscillation_every: look closer at the low-bit weights
     every so many steps (0: never; the oscillation frequency counts all steps). threads: CPU threads
-    of torch (null: all); sums depend on it in their last bits.
+    of torch (null: all); sums depend on it in their last bits. compile: torch.compile for every
+    block, which takes about a minute and also moves last bits; "auto": in runs that are long enough
+    for it to pay, where a compiler is found.
     """
 
     epochs: Count
@@ -67,6 +69,7 @@ class RecipeSettings(Model):
     checkpoint_seconds: NotNegative = 30.0
     oscillation_every: CountOrZero = 16
     threads: Count | None = None
+    compile: bool | Literal["auto"] = "auto"
 
     @model_validator(mode="after")
     def _ordered(self) -> RecipeSettings:
@@ -180,11 +183,16 @@ def _set_keys(recipe: Any) -> dict[str, Any]:
 
 
 class DistillSettings(Model):
-    """Distillation: cross-entropy on the class head plus soft cross-entropy to the teacher."""
+    """Distillation: cross-entropy on the class head plus soft cross-entropy to the teacher.
+
+    cache_teacher: keep the teacher's logits on disk, so that students that see the same images do
+    not compute them again; changes no number. Without effect with `fidelity.teacher_mode` = train.
+    """
 
     hard_weight: NotNegative = 1.0
     soft_weight: NotNegative = 1.0
     temperature: Positive = 1.0
+    cache_teacher: bool = False
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> DistillSettings:

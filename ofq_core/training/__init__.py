@@ -10,6 +10,7 @@ from ofq_core.training.lowbit import LowBitWeight, low_bit_weights
 from ofq_core.training.optimizer import make_optimizer, parameter_groups
 from ofq_core.training.progress import Progress, StepEvent
 from ofq_core.training.schedule import Schedule, learning_rate
+from ofq_core.training.teacher_cache import TeacherCache
 from ofq_core.training.tracker import OscillationTracker
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Schedule",
     "StepEvent",
     "Teacher",
+    "TeacherCache",
     "Trainer",
     "TrainingError",
     "TrainingStopped",

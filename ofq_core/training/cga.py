@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ofq_core.models import is_swin
-from ofq_core.nn import QKRAttention
+from ofq_core.nn import QKRAttention, WeightQuantizer
+from ofq_core.quant import free_mask
 from ofq_core.settings import FidelitySettings
+from ofq_core.training.groups import WeightGroup, grouped
 from ofq_core.training.lowbit import LowBitWeight, low_bit_weights
 
 
@@ -51,6 +53,7 @@ class ConfidenceGuidedAnnealing:
     ) -> None:
         self.optimizer = optimizer
         self.weights = [w for w in weights if w.parameter is not None]
+        self.groups = grouped(self.weights)
         self.products = [w for w in weights if w.parameter is None]
         self.boundary_range = boundary_range
         self.frozen = torch.zeros((), dtype=torch.int64)
@@ -76,18 +79,31 @@ class ConfidenceGuidedAnnealing:
 
         What the optimizer does before its step (gradient clipping) sees the masked gradients.
         """
-        saved = []
-        frozen: list[torch.Tensor] = []
-        for weight in self.weights:
-            parameter = weight.parameter
-            assert parameter is not None
-            free = weight.quantizer.free(parameter, self.boundary_range)
-            if parameter.grad is not None:
-                parameter.grad.mul_(free)
-            saved.append((parameter, free, parameter.detach().clone()))
-            frozen.append((~free).sum())
+        held = []
+        frozen: list[Tensor] = []
+        for group in self.groups:
+            parameters = [w.parameter for w in group.weights if w.parameter is not None]
+            free = self._free(group)
+            frozen.append(free.numel() - free.sum())
+            masks = group.parts(free)
+            before = [parameter.clone() for parameter in parameters]
+            for parameter, mask in zip(parameters, masks, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.mul_(mask)
+            held.append((parameters, masks, before))
         if frozen:
             self.frozen = torch.stack(frozen).sum()
         self.optimizer.step()
-        for parameter, free, before in saved:
-            parameter.copy_(torch.where(free, parameter, before))
+        for found in held:
+            for parameter, mask, earlier in zip(*found, strict=True):
+                torch.where(mask, parameter, earlier, out=parameter)
+
+    def _free(self, group: WeightGroup) -> Tensor:
+        """Which weights of a group may move, flat."""
+        pairs = [(weight.quantizer, weight.latent()) for weight in group.weights]
+        # The range that occurs is each matrix's own, and so is a rule of a method's own.
+        own = WeightQuantizer.free
+        if any(q.observed_range or type(q).free is not own for q, _ in pairs):
+            return group.flat(q.free(latent, self.boundary_range) for q, latent in pairs)
+        position = group.flat(quantizer.position(latent) for quantizer, latent in pairs)
+        return free_mask(position, self.boundary_range, group.low, group.high)

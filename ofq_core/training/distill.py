@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ofq_core.quant.statsq import at_least_float32
+from ofq_core.training.teacher_cache import TeacherCache
 
 
 class Losses(NamedTuple):
@@ -75,6 +76,7 @@ class Teacher:
         head: "mean" (its inference output, the mean of a distilled model's heads) or "cls" (the
             class head alone, as in the released code). The same for a model with one head.
         mode: "eval", or "train" as in the released code: dropout and stochastic depth act.
+        cache: answers of earlier runs; for mode "eval" alone, since the other draws its answers.
     """
 
     def __init__(
@@ -82,7 +84,11 @@ class Teacher:
         model: nn.Module,
         head: Literal["mean", "cls"],
         mode: Literal["eval", "train"] = "eval",
+        cache: TeacherCache | None = None,
     ) -> None:
+        if cache is not None and mode == "train":
+            raise ValueError("mode = 'train': its answers are drawn and cannot be cached")
+        self.cache = cache
         self.model: Any = model.train(mode == "train").requires_grad_(False)
         heads = {
             ("eval", "mean"): self._inference,
@@ -94,10 +100,15 @@ class Teacher:
         self._logits: Callable[[Tensor], Tensor]
         self._logits = heads[mode, head] if distilled else self._inference
 
-    @torch.no_grad()  # not inference mode: its tensors may not enter the student's graph
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (batch, classes)."""
-        return self._logits(images)
+        """Logits (batch, classes), detached."""
+        return self._ask(images) if self.cache is None else self.cache.logits(images, self._ask)
+
+    def _ask(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits = self._logits(images)
+        # A copy made here is a plain tensor, which the student's graph may save.
+        return logits.clone()
 
     def _inference(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ofq_core import checkpoints
+from ofq_core.compiling import compile_where_it_pays
 from ofq_core.data import Batch, Data, positions
 from ofq_core.data.order import mix_group
 from ofq_core.distributed import World
@@ -50,8 +51,7 @@ class Trainer:
     """Train one model as its settings say.
 
     Args:
-        model: converted and calibrated, or full precision; moved to the world's device. What
-            process 0 has counts.
+        model: converted and calibrated, or full precision; moved to the world's device.
         teacher: None trains on the labels alone.
         checkpoint: where the run's checkpoint is; if the file exists, the run goes on from it.
         observe: called after each step.
@@ -90,9 +90,11 @@ class Trainer:
         self.schedule = Schedule.from_settings(recipe, fidelity, self.steps)
         # Post-training quantization has no step to take.
         self.epochs = len(self.schedule.phases) if settings.quant.trains else 0
-        self._place(model)
-        if teacher is not None:
-            self._place(teacher.model)
+        models = [model] if teacher is None else [model, teacher.model]
+        for each in models:
+            self._place(each)
+        forwards = self.epochs * self.steps * self.batch_size
+        compile_where_it_pays(models, recipe.compile, forwards, world.device, log)
         self.optimizer = make_optimizer(model, recipe, fidelity.relative_bias_decay)
         self.gradients = Gradients(settings, model, teacher, world, log)
         self.averaged: AveragedModel | None = None

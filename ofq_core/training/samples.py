@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ofq_core.quant import boundary_distance, code_entropy, flip_causes
+from ofq_core.training.groups import WeightGroup, grouped
 from ofq_core.training.lowbit import LowBitWeight
 
 GRADIENT_BANDS = (0.003, 0.005, 0.007, 0.01, 0.05, 0.1, 0.25, 0.5)
@@ -30,10 +31,10 @@ COLUMNS = _FLIPS + len(GRADIENT_BANDS)
 
 @dataclass
 class _Before:
-    """One matrix right before a step."""
+    """A group of matrices right before a step; all but the scales are flat."""
 
-    latent: Tensor
-    scales: Tensor
+    latents: Tensor
+    scales: list[Tensor]
     codes: Tensor
     quantized: Tensor
     zero_gradients: Tensor
@@ -48,6 +49,9 @@ class StepSamples:
 
     Attributes:
         phase, epoch: FP64 sums, (matrices, COLUMNS).
+        paths: per matrix, sums of moves since `restart`: of quantized and of latent weights, FP32,
+            (2, *shape). Empty without sampling.
+        signs: of the gradients of a sampled step, int8, one tensor per matrix; None otherwise.
     """
 
     def __init__(
@@ -61,9 +65,18 @@ class StepSamples:
         self.phase = torch.zeros(len(weights), COLUMNS, dtype=torch.float64, device=device)
         self.epoch = torch.zeros_like(self.phase)
         self._bounds = torch.tensor(GRADIENT_BANDS, device=device)
-        shapes = [weight.latent() for weight in weights] if every else []
-        # Per weight, sums of moves since `restart`: quantized and latent.
-        self.paths = [torch.zeros(2, *latent.shape, device=device) for latent in shapes]
+        self._groups = grouped(weights) if every else []
+        entries = self._groups[-1].entries.stop if self._groups else 0
+        self._paths = torch.zeros(2, entries, device=device)
+        self.paths = [
+            part.view(2, *shape)
+            for group in self._groups
+            for part, shape in zip(
+                torch.split(self._paths[:, group.entries], group.sizes, 1),
+                group.shapes,
+                strict=True,
+            )
+        ]
         self.signs: list[Tensor] | None = None
         self._before: list[_Before] | None = None
 
@@ -83,36 +96,33 @@ class StepSamples:
         due = self.due(step)
         if not due and self.signs is None:
             return
-        signs = [self._gradient(weight).sign().to(torch.int8) for weight in self.weights]
+        signs = [
+            group.flat(map(self._gradient, group.weights)).sign().to(torch.int8)
+            for group in self._groups
+        ]
         if self.signs is not None:
-            rows = [
-                self._compare(weight, old, new)
-                for weight, old, new in zip(self.weights, self.signs, signs, strict=True)
-            ]
-            self._add(torch.stack(rows), _PAIRS)
-        self.signs = signs if due else None
+            for group, new in zip(self._groups, signs, strict=True):
+                pairs = self._compare(group, group.flat(self.signs[group.rows]), new)
+                self._add(group, pairs, _PAIRS)
+        self.signs = None
         if due:
-            self._before = [
-                self._look(weight, sign) for weight, sign in zip(self.weights, signs, strict=True)
-            ]
+            found = list(zip(self._groups, signs, strict=True))
+            self.signs = [part for group, flat in found for part in group.parts(flat)]
+            self._before = [self._look(group, flat) for group, flat in found]
 
     @torch.no_grad()
     def after(self) -> None:
         """After the optimizer, on a step that `before` has looked at."""
         if self._before is None:
             return
-        rows = [
-            self._moved(weight, old, path)
-            for weight, old, path in zip(self.weights, self._before, self.paths, strict=True)
-        ]
-        self._add(torch.stack(rows), 0)
+        for group, old in zip(self._groups, self._before, strict=True):
+            self._add(group, self._moved(group, old), 0)
         self._before = None
 
     def restart(self) -> None:
         """Forget what was summed; a new phase begins."""
         self.phase.zero_()
-        for path in self.paths:
-            path.zero_()
+        self._paths.zero_()
 
     def start_epoch(self) -> None:
         """Forget the epoch's sums."""
@@ -127,55 +137,55 @@ class StepSamples:
         weight.quantizer.gradient = None
         return gradient if self.total is None else self.total(gradient)
 
-    def _look(self, weight: LowBitWeight, signs: Tensor) -> _Before:
-        latent, quantizer = weight.latent().clone(), weight.quantizer
+    def _look(self, group: WeightGroup, signs: Tensor) -> _Before:
+        flat = group.flat(weight.latent().clone() for weight in group.weights)
+        quantizers = [weight.quantizer for weight in group.weights]
+        latents = list(zip(quantizers, group.parts(flat), strict=True))
+        scales = [quantizer.scales(latent).clone() for quantizer, latent in latents]
         return _Before(
-            latent=latent,
-            scales=quantizer.scales(latent).clone(),
-            codes=quantizer.codes(latent).clone(),
-            quantized=quantizer.quantized(latent),
-            zero_gradients=(signs == 0).sum(),
+            latents=flat,
+            scales=scales,
+            codes=group.codes(group.parts(flat), scales),
+            quantized=group.flat(quantizer.quantized(latent) for quantizer, latent in latents),
+            zero_gradients=group.sums((signs == 0)[None]),
         )
 
-    def _moved(self, weight: LowBitWeight, old: _Before, path: Tensor) -> Tensor:
-        latent, quantizer = weight.latent(), weight.quantizer
-        codes = quantizer.codes(latent)
-        causes = flip_causes(
-            old.codes,
-            codes,
-            quantizer.codes(latent, old.scales),
-            quantizer.codes(old.latent, quantizer.scales(latent)),
-        )
-        moves = torch.stack(
-            [(quantizer.quantized(latent) - old.quantized).abs(), (latent - old.latent).abs()]
-        ).to(path.dtype)
-        path += moves
-        entropy = code_entropy(codes, quantizer.low, quantizer.high) * codes.numel()
-        values = [
-            codes.new_tensor(codes.numel(), dtype=torch.float64),
-            *(cause.sum() for cause in causes),
-            quantizer.clipped(latent).sum(),
-            old.zero_gradients,
-            entropy,
-            *moves.flatten(1).sum(1),
-        ]
-        return torch.stack([value.double() for value in values])
+    def _moved(self, group: WeightGroup, old: _Before) -> Tensor:
+        latents = [weight.latent() for weight in group.weights]
+        now = [(w.quantizer, latent) for w, latent in zip(group.weights, latents, strict=True)]
+        scales = [quantizer.scales(latent) for quantizer, latent in now]
+        codes = group.codes(latents, scales)
+        weight_alone = group.codes(latents, old.scales)
+        scale_alone = group.codes(group.parts(old.latents), scales)
+        causes = flip_causes(old.codes, codes, weight_alone, scale_alone)
+        clipped = group.flat(quantizer.clipped(latent) for quantizer, latent in now)
+        quantized = group.flat(quantizer.quantized(latent) for quantizer, latent in now)
+        moves = torch.stack([quantized - old.quantized, group.flat(latents) - old.latents]).abs_()
+        moves = moves.to(self._paths.dtype)
+        self._paths[:, group.entries] += moves
+        sizes = codes.new_tensor(group.sizes, dtype=torch.float64)[:, None]
+        parts = group.parts(codes)
+        entropies = torch.stack([code_entropy(part, group.low, group.high) for part in parts])
+        entropy = entropies[:, None] * sizes.to(entropies.dtype)
+        counted = group.sums(torch.stack([*causes, clipped]))
+        return torch.cat([sizes, counted, old.zero_gradients, entropy, group.sums(moves)], 1)
 
-    def _compare(self, weight: LowBitWeight, old: Tensor, new: Tensor) -> Tensor:
+    def _compare(self, group: WeightGroup, old: Tensor, new: Tensor) -> Tensor:
         """Pairs of gradients within each band, then those whose sign changed."""
-        product = (old * new).flatten()
-        position = weight.quantizer.position(weight.latent())
-        distance = boundary_distance(position, weight.quantizer.low, weight.quantizer.high)
-        band = torch.bucketize(distance.flatten(), self._bounds.to(distance.dtype))
-        found = [
-            torch.bincount(band, chosen.double(), minlength=len(GRADIENT_BANDS) + 1)
-            for chosen in (product != 0, product < 0)
-        ]
-        return torch.stack(found)[:, : len(GRADIENT_BANDS)].cumsum(1).flatten()
+        product = old * new
+        position = group.flat(w.quantizer.position(w.latent()) for w in group.weights)
+        distance = boundary_distance(position, group.low, group.high)
+        band = torch.bucketize(distance, self._bounds.to(distance.dtype))
+        # Kinds: no pair of signs, the same sign twice, two signs.
+        bands = len(GRADIENT_BANDS) + 1
+        kind = (product > 0) + 2 * (product < 0)
+        counts = group.occurrences(band + bands * kind, 3 * bands).view(-1, 3, bands)
+        signs = counts[:, :, :-1].cumsum(2)
+        return torch.cat([signs[:, 1] + signs[:, 2], signs[:, 2]], 1)
 
-    def _add(self, rows: Tensor, column: int) -> None:
+    def _add(self, group: WeightGroup, rows: Tensor, column: int) -> None:
         for sums in (self.phase, self.epoch):
-            sums[:, column : column + rows.shape[1]] += rows
+            sums[group.rows, column : column + rows.shape[1]] += rows
 
     def above_limit(self, index: int) -> float:
         """Share of one matrix's weights with a path ratio above 16 since `restart`.
@@ -199,7 +209,8 @@ class StepSamples:
         """Inverse of `state_dict`; tensors go to the device of the weights."""
         device = self.phase.device
         self.phase, self.epoch = state["phase"].to(device), state["epoch"].to(device)
-        self.paths = [path.to(device) for path in state["paths"]]
+        for path, saved in zip(self.paths, state["paths"], strict=True):
+            path.copy_(saved)
         signs = state["signs"]
         self.signs = None if signs is None else [sign.to(device) for sign in signs]
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ofq_core.compiling import blocks_of, not_compiled
 from ofq_core.data import Batch
 from ofq_core.distributed import World
-from ofq_core.nn import WeightQuantizer, set_whole_batch
+from ofq_core.nn import HeldWeights, WeightQuantizer, set_whole_batch
 from ofq_core.precision import matrix_precision
 from ofq_core.seeds import derive_seed
 from ofq_core.settings import DistillSettings, RunSettings
@@ -61,6 +62,7 @@ class Gradients:
         log: Callable[[str], None],
     ) -> None:
         self.model, self.teacher, self.world, self.log = model, teacher, world, log
+        self._answers = None if teacher is None else teacher.cache
         self.seed, self.batch_size = settings.seed, settings.recipe.batch_size
         self.micro_batch, self.pieces = world.micro_batch, 1
         # Without a teacher both heads learn the labels with equal weight.
@@ -80,6 +82,8 @@ class Gradients:
         self._whole, self._drawn = 1.0, 0
         self._parameters = list(model.parameters())
         self._quantizers = [m for m in model.modules() if isinstance(m, WeightQuantizer)]
+        self._compiled = any(block._compiled_call_impl for block in blocks_of(model))
+        self._weights = HeldWeights(model)
         self._ready = world.size == 1
         self._forward_model: nn.Module = model
         if world.size > 1:
@@ -95,6 +99,8 @@ class Gradients:
         Raises:
             TrainingError: not even one image fits into memory.
         """
+        if self._answers is not None:
+            self._answers.enter(epoch, self._compiled)
         seed = derive_seed(self.seed, "step", epoch, step, self.world.rank)
         if not self._ready:
             self._rehearse(batch, seed)
@@ -110,11 +116,15 @@ class Gradients:
     def repeat_forward(self, batch: Batch) -> None:
         """The forwards of the last step once more, of this process alone."""
         self._seed_draws(self._drawn)
-        for images, targets in self._cut(batch):
-            self._losses(self.model, images, targets)
+        self._weights.clear()
+        with not_compiled(self.model):
+            for images, targets in self._cut(batch):
+                self._losses(self.model, images, targets)
 
     def finish(self) -> None:
-        """Leave the model as it was found."""
+        """Leave the model as it was found, and the teacher's answers on disk."""
+        if self._answers is not None:
+            self._answers.finish()
         self._count_batch(self.batch_size, self.batch_size)
 
     def _rehearse(self, batch: Batch, seed: int) -> None:
@@ -137,6 +147,7 @@ class Gradients:
         except torch.OutOfMemoryError:
             pass  # the exception holds the tensors of the attempt: free memory after it
         self._drop_gradients()
+        self._weights.clear()
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
@@ -148,11 +159,17 @@ class Gradients:
         pieces = self._cut(batch)
         self.pieces = len(pieces)
         sums: Tensor | None = None
+        # Compiled blocks take quantized weights as they are: what quantizers do beside their
+        # formula (codes for the tracker, CGA's mask) stays out of the graph.
+        if len(pieces) > 1 or self._compiled:
+            self._weights.hold()
         for index, (piece, targets) in enumerate(pieces):
             self._count_batch(count, len(piece))
             part = len(piece) / self.batch_size
-            last = together and index == len(pieces) - 1
-            with self._alone(world.size > 1 and not last):
+            last = index == len(pieces) - 1
+            if last:
+                self._weights.release()
+            with self._alone(world.size > 1 and not (last and together)):
                 losses = self._losses(self._forward_model, piece, targets)
                 # DistributedDataParallel takes the mean over processes, but the loss is a sum.
                 weight = part * world.size
@@ -161,6 +178,7 @@ class Gradients:
             values = torch.stack([value.detach().double() for value in losses])
             values = values if part == 1.0 else values * part
             sums = values if sums is None else sums + values
+        self._weights.clear()
         assert sums is not None
         return sums
 

@@ -47,20 +47,28 @@ class TrajectoryRecorder:
             self.chosen = self._choose(frequency)
         self.steps.append(step)
         latents = [weight.latent() for weight in self.weights]
-        means = [
-            weight.quantizer.scales(latent).mean()
+        scales = [
+            weight.quantizer.scales(latent)
             for weight, latent in zip(self.weights, latents, strict=True)
         ]
-        self.scales.append(torch.stack(means).tolist())
-        # One matrix at a time: several of the chosen weights may be in the same one.
-        layers = {layer: self._places(layer, latents[layer]) for layer, _, _ in self.chosen}
-        self.points.append([layers[layer][:, index].tolist() for layer, index, _ in self.chosen])
+        self.scales.append(torch.stack([scale.mean() for scale in scales]).tolist())
+        self.points.append(self._now(latents, scales))
 
-    def _places(self, layer: int, latent: Tensor) -> Tensor:
-        """Latent value, position and code of each weight of a matrix: (3, weights)."""
-        quantizer = self.weights[layer].quantizer
-        rows = (latent, quantizer.position(latent), quantizer.codes(latent))
-        return torch.stack([row.flatten().double() for row in rows])
+    def _now(self, latents: list[Tensor], scales: list[Tensor]) -> list[list[float]]:
+        """Latent value, position and code of each chosen weight."""
+        # One matrix at a time: several of the chosen weights may be in the same one.
+        numbers: dict[int, list[int]] = {}
+        for number, (layer, _, _) in enumerate(self.chosen):
+            numbers.setdefault(layer, []).append(number)
+        found = []
+        for layer, here in numbers.items():
+            latent, scale, quantizer = latents[layer], scales[layer], self.weights[layer].quantizer
+            places = torch.tensor([self.chosen[n][1] for n in here], device=latent.device)
+            rows = (latent, quantizer.position(latent, scale), quantizer.codes(latent, scale))
+            found.append(torch.stack([row.take(places).double() for row in rows], 1))
+        order = [number for here in numbers.values() for number in here]
+        values = dict(zip(order, torch.cat(found).tolist(), strict=True))
+        return [values[number] for number in range(len(order))]
 
     def _choose(self, frequency: Tensor) -> list[tuple[int, int, float]]:
         order = torch.sort(frequency, descending=True, stable=True)

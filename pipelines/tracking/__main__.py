@@ -1,6 +1,13 @@
 """Entry point of `python -m pipelines.tracking`."""
 
+import os
+import sys
+
 from .cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    status = main()
+    # Taking mlflow apart costs a second, for which a stage would wait; all is written by now.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -49,7 +49,7 @@ ALWAYS = {
     "channels_last": False,
 }
 # How often and with how many threads: says nothing about the mathematics.
-MACHINE = {"checkpoint_seconds", "oscillation_every", "threads"}
+MACHINE = {"checkpoint_seconds", "compile", "oscillation_every", "threads"}
 NAMES = {
     "deit_tiny": ("deit_tiny_distilled_patch16_224", "timm"),
     "deit_small": ("deit_small_distilled_patch16_224", "timm"),
@@ -108,6 +108,7 @@ def test_the_recipe_of_each_bit_width(model, bits, study_of):
         "hard_weight": 1.0,
         "soft_weight": 1.0,
         "temperature": 1.0,
+        "cache_teacher": False,
     }
     for method in study.grid.methods:
         assert study.cell(method, bits, 7).recipe == run.recipe, "the grid takes the same"

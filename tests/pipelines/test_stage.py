@@ -1,6 +1,7 @@
 """How a command ends: exit status and what it says."""
 
 import errno
+import gc
 import os
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from ofq_core.errors import DataError, TrainingStopped
 from pipelines import stage
-from pipelines.stage import stage_main
+from pipelines.stage import large_imports, stage_main
 
 
 def ended(error, capsys):
@@ -83,3 +84,28 @@ def test_another_process_waits_for_the_main_one_to_say_the_same(capsys, monkeypa
     monkeypatch.setenv("RANK", "0")
     assert ended(DataError("data: gone"), capsys) == (1, "error: data: gone\n")
     assert len(waited) == 1
+
+
+def test_imports_are_not_searched_for_garbage():
+    try:
+        with large_imports():
+            assert not gc.isenabled()
+            kept = [[] for _ in range(1000)]
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > len(kept)
+    finally:
+        gc.unfreeze()
+
+
+def test_a_failed_import_leaves_the_search_as_it_was():
+    try:
+        with pytest.raises(ModuleNotFoundError), large_imports():
+            import no_such_module  # noqa: F401
+        assert gc.isenabled()
+        gc.disable()
+        with large_imports():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()

@@ -116,3 +116,26 @@ def test_codes_of_any_shape_and_type():
     for step in (matrix + 1, matrix, matrix + 1):
         assert torch.equal(one.update(step), other.update(step.flatten().float()))
     assert torch.equal(one.frequency, other.frequency)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_both_ways_to_take_codes_give_the_same_bits(bits):
+    """A GPU goes over all weights, a CPU over those that flipped."""
+    generator = torch.Generator().manual_seed(bits)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+    steps = torch.randint(low, high, (12, 500), generator=generator).to(torch.int8)
+    # Most weights stay in most steps.
+    steps = torch.where(torch.rand(12, 500, generator=generator) < 0.3, steps, steps[:1])
+    some, every = OscillationState.start(steps[0]), OscillationState.start(steps[0])
+    oscillated = 0
+    for codes in steps[1:]:
+        flipped = codes != every.codes
+        mask = every._take_all(codes, flipped, 0.01)
+        every.codes, every.steps = codes, every.steps + 1
+        assert torch.equal(some.update(codes, 0.01), mask)
+        oscillated += int(mask.sum())
+    assert oscillated > 100
+    assert some.state_dict().keys() == every.state_dict().keys()
+    for name, value in some.state_dict().items():
+        other = every.state_dict()[name]
+        assert torch.equal(value, other) if torch.is_tensor(value) else value == other

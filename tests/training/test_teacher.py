@@ -62,10 +62,16 @@ def test_nothing_of_it_is_differentiated(head, model, images):
     assert not any(p.requires_grad for p in model.parameters())
     logits = teacher(images)
     assert not logits.requires_grad
-    # The student's graph may save these logits, which inference mode would forbid.
+    # The student's graph may save these logits, which it could not if they were of inference mode.
+    assert not logits.is_inference()
     student = torch.zeros(5, 10, requires_grad=True)
-    nn.functional.cross_entropy(student, logits.softmax(-1)).backward()
-    assert student.grad is not None
+    nn.functional.cross_entropy(student, logits).backward()
+    with torch.no_grad():
+        expected = (student.softmax(-1) * logits.sum(-1, keepdim=True) - logits) / 5
+    assert torch.allclose(student.grad, expected, atol=1e-6)
+    # The same bits as in a forward that keeps no graph.
+    with torch.no_grad():
+        assert torch.equal(logits, teacher._logits(images))
 
 
 @pytest.mark.parametrize("head", ["cls", "mean"])

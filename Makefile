@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro show test test-slurm lint types coverage golden reference params lock ui clean
+.PHONY: help setup repro show test test-slurm bench against lint types coverage golden reference params lock ui clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,12 @@ test: $(INSTALLED) ## Run the whole test suite
 test-slurm: $(INSTALLED) ## Run the tests on a real SLURM (root)
 	@tests/slurm/cluster.sh up
 	@python -m pytest -m slurm -n 0 tests/slurm
+
+bench: $(INSTALLED) ## Measure speed and memory, e.g. make bench ARGS="steps --rounds 3"
+	@python -m benchmarks $(ARGS)
+
+against: $(INSTALLED) ## Compare the speed of the micro model with the commit before
+	@python -m benchmarks.against
 
 lint: $(INSTALLED) ## Check style and formatting
 	@ruff check . && ruff format --check .

@@ -4,7 +4,8 @@
     python -m benchmarks.budgets --write    write what is measured into it
 
 Budgets are exact: what costs less than its budget fails too, until the budget is lowered. They
-are of one version of torch, which decides how many operators an operation is made of.
+are of torch's operators, not of `ofq_core.quant.kernels`, which need a compiler, and of one version
+of torch, which decides how many operators an operation is made of.
 """
 
 from __future__ import annotations

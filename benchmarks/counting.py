@@ -1,7 +1,8 @@
 """What a step costs that does not depend on the machine: operators, saved bytes, peak of bytes.
 
 Counted below autograd, by a dispatch mode: every call of an aten operator, and the storage of every
-tensor such a call returns, until it is freed. What kernels allocate for themselves is not seen.
+tensor such a call returns, until it is freed. What operators allocate for themselves is not seen.
+Where `ofq_core.quant.kernels` would be used torch's operators are: they can be counted everywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -136,6 +137,11 @@ def count(step: Step, warm_up: int = 1) -> Counts:
 
     The gradients of the parameters are made in a step, so they are in the peak.
     """
+    with _torch_operators():
+        return _count(step, warm_up)
+
+
+def _count(step: Step, warm_up: int) -> Counts:
     for _ in range(warm_up):
         step()
     step.clear()
@@ -151,6 +157,14 @@ def count(step: Step, warm_up: int = 1) -> Counts:
         operators.append(counter.operators)
     forward, backward, update = operators
     return Counts(forward, backward - forward, update - backward, kept, counter.peak)
+
+
+def _torch_operators() -> AbstractContextManager[None]:
+    try:
+        from ofq_core.quant.kernels import torch_operators
+    except ImportError:  # a commit before there were kernels, in `benchmarks.against`
+        return nullcontext()
+    return torch_operators()
 
 
 @contextmanager

@@ -25,6 +25,8 @@ def describe_environment(world: World) -> dict[str, Any]:
     """Facts for env.json; unknown ones are null."""
     import torch
 
+    from ofq_core.quant.kernels import library
+
     cuda = world.device.type == "cuda"
     return {
         "versions": {
@@ -38,6 +40,7 @@ def describe_environment(world: World) -> dict[str, Any]:
         "processes": world.size,
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
+        "kernels": library() is not None,
         "platform": platform.platform(),
         "git": _commit(),
         "dvc": {

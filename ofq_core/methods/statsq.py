@@ -15,8 +15,8 @@ from ofq_core.nn import WeightQuantizer
 from ofq_core.quant import (
     at_least_float32,
     code_range,
-    statsq_dequantize,
     statsq_position,
+    statsq_quantize,
     statsq_scale,
     straight_through,
 )
@@ -59,8 +59,7 @@ class StatsQWeight(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize (rows, cols); the gradient passes straight through to the weights."""
-        scale = statsq_scale(weight)
-        # What is clipped in position ends on the outer codes: halves round to even.
-        codes = statsq_position(weight, self.bits, scale, self.clip).round_()
-        self._record(lambda: codes)
-        return straight_through(self._held(weight), statsq_dequantize(codes, scale, self.bits))
+        values, codes = statsq_quantize(weight, self.bits, self.clip, with_codes=self.records)
+        if codes is not None:
+            self.last_codes = codes
+        return straight_through(self._held(weight), values)

@@ -17,6 +17,7 @@ from ofq_core.quant.statsq import (
     statsq_codes,
     statsq_dequantize,
     statsq_position,
+    statsq_quantize,
     statsq_scale,
     straight_through,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "statsq_codes",
     "statsq_dequantize",
     "statsq_position",
+    "statsq_quantize",
     "statsq_scale",
     "straight_through",
 ]

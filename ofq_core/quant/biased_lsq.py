@@ -4,8 +4,9 @@
 
 `lsq` has the gradients. Here they are plain functions without a graph, from which the autograd
 functions of `fused_linear` and `fused_attention` are built: those save x alone and compute v anew
-in the backward. A pass over memory is what these formulas cost, so work is done in place, and masks
-are numbers: on a CPU, making and applying a boolean mask takes ten times as long.
+in the backward. A pass over memory is what these formulas cost, so `kernels` does them in one where
+it can. Elsewhere torch's operators do the same to the bit: in place, and with masks that are
+numbers, since on a CPU making and applying a boolean mask takes ten times as long.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from ofq_core.quant import kernels
 from ofq_core.quant.lsq import SCALE_FLOOR
 from ofq_core.quant.statsq import at_least_float32
 
@@ -36,7 +39,7 @@ class Grid(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """Of one quantizer: scales (vector), and biases (vectors) or None for none."""
+    """Of one quantizer: scales (vector), and biases (vectors) or None for none. Contiguous."""
 
     scale: Tensor
     before: Tensor | None
@@ -80,15 +83,42 @@ def _values(codes: Tensor, step: Tensor, x: Tensor, after: Tensor | None, grid: 
     return y if after is None else y.add_(after.view(grid.bias))
 
 
+def _layout(x: Tensor, p: Parameters, grid: Grid) -> kernels.Layout | None:
+    """How `kernels` go through x; None where they cannot."""
+    if not kernels.usable(x, p.scale):
+        return None
+    columns = 0 if p.before is None and p.after is None else math.prod(grid.bias)
+    return kernels.layout(
+        x.shape,
+        kernels.row_distance(x),
+        grid.view,
+        grid.scale,
+        columns,
+        (grid.qmin, grid.qmax, SCALE_FLOOR),
+        torch.get_num_threads(),
+    )
+
+
 def quantize(x: Tensor, p: Parameters, grid: Grid) -> Tensor:
     """y: shape of x, at least FP32, a new tensor."""
+    layout = _layout(x, p, grid)
+    if layout is not None:
+        return kernels.forward(x, *p, layout)
     step = _step(p.scale, grid)
     codes = _positions(x, step, p, grid).clamp_(grid.qmin, grid.qmax).round_()
     return _values(codes, step, x, p.after, grid)
 
 
-def quantize_again(x: Tensor, p: Parameters, grid: Grid) -> tuple[Tensor, Slopes]:
-    """`quantize` in the backward, with what `gradients` needs."""
+def in_one_pass(x: Tensor, p: Parameters, grid: Grid) -> bool:
+    """Whether `gradients` needs nothing of `quantize_again`."""
+    return _layout(x, p, grid) is not None
+
+
+def quantize_again(x: Tensor, p: Parameters, grid: Grid) -> tuple[Tensor, Slopes | None]:
+    """`quantize` in the backward, with what `gradients` needs beyond its other arguments."""
+    layout = _layout(x, p, grid)
+    if layout is not None:
+        return kernels.forward(x, *p, layout), None
     step = _step(p.scale, grid)
     v = _positions(x, step, p, grid)
     clamped = v.clamp(grid.qmin, grid.qmax)
@@ -98,19 +128,43 @@ def quantize_again(x: Tensor, p: Parameters, grid: Grid) -> tuple[Tensor, Slopes
     return _values(codes, step, x, p.after, grid), Slopes(inside, residual)
 
 
-def gradients(grad: Tensor, slopes: Slopes, x: Tensor, p: Parameters, grid: Grid) -> Gradients:
-    """Of y, whose gradient is `grad`. Uses up `slopes`."""
+def gradients(
+    grad: Tensor,
+    slopes: Slopes | None,
+    x: Tensor,
+    p: Parameters,
+    grid: Grid,
+    spent: Tensor | None = None,
+) -> Gradients:
+    """Of y, whose gradient is `grad`.
+
+    Args:
+        slopes: of `quantize_again`, used up; None with `in_one_pass`.
+        spent: y, where nothing will look at it any more; then its memory and that of grad may be
+            taken for results.
+    """
     wide = at_least_float32(grad)
-    seen = wide.reshape(grid.view)
     entries = x.numel() // p.scale.numel() * grid.whole
     gain = -1.0 / math.sqrt(grid.qmax * entries)
-    scale = slopes.residual.mul_(seen).sum_to_size(grid.scale).mul(gain)
-    into_x = slopes.inside.mul_(seen).reshape(x.shape)
+    after = _bias_gradient(wide, p.after, grid)
+    if slopes is None:
+        layout = _layout(x, p, grid)
+        assert layout is not None
+        owned = (wide is not grad or spent is not None) and wide.is_contiguous()
+        into_x = wide if owned else wide.clone(memory_format=torch.contiguous_format)
+        residual = torch.empty_like(into_x) if spent is None else spent
+        kernels.backward(x, p.scale, p.before, into_x, residual, layout)
+        residual = residual.view(grid.view)
+    else:
+        seen = wide.reshape(grid.view)
+        residual = slopes.residual.mul_(seen)
+        into_x = slopes.inside.mul_(seen).reshape(x.shape)
+    scale = residual.sum_to_size(grid.scale).mul(gain)
     return Gradients(
         x=into_x.to(x.dtype),
         scale=scale.view(p.scale.shape).to(p.scale.dtype),
         before=_bias_gradient(into_x, p.before, grid),
-        after=_bias_gradient(wide, p.after, grid),
+        after=after,
     )
 
 

@@ -145,15 +145,14 @@ class _QuantizedAttention(torch.autograd.Function):
         scaled = (left_y * grids.scale).to(dtype)
         products = _Logits(scaled, right_y.to(dtype), heads, p.left is None)
         map_ = _probabilities(products.product(), added)
-        quantized_map, map_slopes = quantize_again(map_, p.map, grids.map)
-        quantized_map = quantized_map.to(dtype)
+        map_y, map_slopes = quantize_again(map_, p.map, grids.map)
 
         value_y, value_slopes = quantize_again(value, p.value, grids.value)
         above = _split(grad.to(dtype), heads)
         into_map = above @ _split(value_y.to(dtype), heads).transpose(-2, -1)
-        into_value = _join(quantized_map.transpose(-2, -1) @ above)
-        of_value = gradients(into_value, value_slopes, value, p.value, grids.value)
-        of_map = gradients(into_map, map_slopes, map_, p.map, grids.map)
+        into_value = _join(map_y.to(dtype).transpose(-2, -1) @ above)
+        of_value = gradients(into_value, value_slopes, value, p.value, grids.value, value_y)
+        of_map = gradients(into_map, map_slopes, map_, p.map, grids.map, map_y)
         into_logits = torch.ops.aten._softmax_backward_data(of_map.x, map_, -1, map_.dtype)
         first = len(ctx.needs_input_grad) - len(added)
         into_added = [
@@ -161,15 +160,14 @@ class _QuantizedAttention(torch.autograd.Function):
             for term, needed in zip(added, ctx.needs_input_grad[first:], strict=True)
         ]
         into_logits = into_logits.to(dtype)
-        of_right = gradients(
-            products.into_right(into_logits), right_slopes, right, p.right, grids.right
-        )
         into_left = products.into_left(into_logits).mul_(grids.scale)
+        into_right = products.into_right(into_logits)
+        of_right = gradients(into_right, right_slopes, right, p.right, grids.right, right_y)
         left_gradients: list[Tensor | None] = []
-        if left_slopes is None or p.left is None or grids.left is None:
+        if p.left is None or grids.left is None:
             into_left = into_left.to(left.dtype)
         else:
-            of_left = gradients(into_left, left_slopes, left, p.left, grids.left)
+            of_left = gradients(into_left, left_slopes, left, p.left, grids.left, left_y)
             into_left, *left_gradients = of_left
         return (
             None,

@@ -19,6 +19,7 @@ from ofq_core.quant.biased_lsq import (
     Grid,
     Parameters,
     gradients,
+    in_one_pass,
     quantize,
     quantize_again,
 )
@@ -71,7 +72,7 @@ class _QuantizedLinear(torch.autograd.Function):
             into_weight.addr_(sums, after)
             into_after = sums @ weight
         into_y = (rows @ weight.to(dtype)).reshape(x.shape)
-        of = gradients(into_y, slopes, inner, p, plan.grid)
+        of = gradients(into_y, slopes, inner, p, plan.grid, spent=y)
         into_x = of.x
         if plan.gelu:
             into_x = torch.ops.aten.gelu_backward(into_x, x, approximate=plan.gelu)
@@ -114,7 +115,7 @@ class _BiasedLSQ(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
         p = Parameters(*saved)
-        _, slopes = quantize_again(x, p, ctx.grid)
+        slopes = None if in_one_pass(x, p, ctx.grid) else quantize_again(x, p, ctx.grid)[1]
         return (*gradients(grad, slopes, x, p, ctx.grid), None)
 
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ofq_core.quant import kernels
+
 CLIP_HIGH = 1.0 - 1e-6
 
 
@@ -43,6 +45,12 @@ def statsq_scale(weight: Tensor) -> Tensor:
     return at_least_float32(weight.detach()).abs().mean(dim=-1, keepdim=True) * 2.0
 
 
+def _step(scale: Tensor, n: int) -> Tensor:
+    """s / n for a division: n is a power of two, so W / (s / n) is exactly W / s times n, a pass
+    less over the weights."""
+    return scale.clamp(min=torch.finfo(scale.dtype).tiny * n) / n
+
+
 def statsq_position(
     weight: Tensor, bits: int, scale: Tensor | None = None, clip: Tensor | None = None
 ) -> Tensor:
@@ -59,9 +67,7 @@ def statsq_position(
     """
     n = check_bits(bits)
     scale = statsq_scale(weight) if scale is None else scale
-    # n is a power of two, so W / (s / n) is exactly W / s times n: a pass less over the weights.
-    step = scale.clamp(min=torch.finfo(scale.dtype).tiny * n) / n
-    position = at_least_float32(weight.detach()) / step
+    position = at_least_float32(weight.detach()) / _step(scale, n)
     if clip is None:
         position.clamp_(-n, CLIP_HIGH * n)
     else:
@@ -79,6 +85,23 @@ def statsq_codes(weight: Tensor, bits: int, scale: Tensor | None = None) -> Tens
 def statsq_dequantize(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Grid values s (k + 1/2) / n in the dtype of the scale."""
     return (codes.to(scale.dtype) + 0.5).mul_(scale / check_bits(bits))
+
+
+def statsq_quantize(
+    weight: Tensor, bits: int, clip: Tensor | None = None, with_codes: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Grid values and, if wanted, codes, both at least FP32 and without a graph.
+
+    Args:
+        weight, bits, clip: as of `statsq_position`. With a clip, codes may leave {-n, ..., n-1}.
+    """
+    n, scale = check_bits(bits), statsq_scale(weight)
+    if clip is None and weight.is_contiguous() and kernels.usable(weight, scale):
+        bounds = (-n, CLIP_HIGH * n)
+        return kernels.statsq(weight.detach(), _step(scale, n), scale / n, bounds, with_codes)
+    # What is clipped in position ends on the outer codes: halves round to even.
+    codes = statsq_position(weight, bits, scale, clip).round_()
+    return statsq_dequantize(codes, scale, bits), codes if with_codes else None
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -90,6 +90,15 @@ class Cluster:
             time.sleep(0.2)
         return state
 
+    def wait_for_reason(self, job_id: str, reason: str, seconds: float = 60):
+        """Wait until this is why the job, or each task of an array, waits: SLURM tells it late."""
+        asked = ["squeue", "-h", "-r", "-o", "%r", "-j", job_id]
+        end = time.monotonic() + seconds
+        while (found := set(self.run(*asked).split("\n")) - {""}) != {reason}:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{job_id} waits for {found}, not {reason}, after {seconds} s")
+            time.sleep(0.2)
+
     def job_ids(self, name_prefix: str = "") -> list[str]:
         """Ids of the jobs that have not ended, oldest first, an array's tasks by its id."""
         rows = (line.split("|", 1) for line in self.run("squeue", "-h", "-o", "%F|%j").splitlines())

@@ -325,6 +325,7 @@ def test_real_cluster(cluster, tmp_path, monkeypatch, capsys):
         record = Record(task, str(tmp_path), "", {}, {}, job_id=job_id, submitted=float(number))
         Job(jobs.folder / stage / "k").write(record)
     cluster.wait(first, "RUNNING")
+    cluster.wait_for_reason(array, "Dependency")
 
     rows, last = shown(capsys)
 

@@ -47,14 +47,25 @@ PARTS: dict[str, Callable[[Options], dict[str, Any]]] = {
 }
 
 
-def update(latest: dict[str, Any], name: str, result: dict[str, Any], threads: int) -> None:
+# Parts whose steps of DeiT take the batch of the command line.
+BATCHED = ("steps", "distillation", "annealing", "tracker")
+
+
+def update(
+    latest: dict[str, Any],
+    name: str,
+    result: dict[str, Any],
+    threads: int,
+    batch: int | None = None,
+) -> None:
     """Put a part into what is known, in the order of `PARTS`.
 
     A part that could not be measured here takes the place of no earlier one that was elsewhere.
     """
     if "missing" in result and "missing" not in latest.get(name, {}).get("result", {"missing": ""}):
         return
-    latest[name] = {"machine": describe(threads), "result": result}
+    machine = describe(threads) | ({} if batch is None else {"batch": batch})
+    latest[name] = {"machine": machine, "result": result}
     for known in [part for part in PARTS if part in latest]:
         latest[known] = latest.pop(known)
 
@@ -96,7 +107,8 @@ def main() -> None:
     latest = json.loads(LATEST.read_text()) if LATEST.exists() else {}
     for part in [] if arguments.render else arguments.parts or list(PARTS):
         print(f"measuring {part}", flush=True)
-        update(latest, part, PARTS[part](options), arguments.threads)
+        batch = arguments.batch if part in BATCHED else None
+        update(latest, part, PARTS[part](options), arguments.threads, batch)
         write(latest)
     write(latest)
     print(render(latest))

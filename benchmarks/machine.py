@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.commits import git
+from ofq_core.quant.kernels import library
 
 
 def processor() -> str:
@@ -34,6 +35,7 @@ def describe(threads: int) -> dict[str, Any]:
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
+        "kernels": library() is not None,
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,

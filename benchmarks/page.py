@@ -15,7 +15,7 @@ HEAD = """\
 
 Written by `make bench`, from `benchmarks/latest.json`. Do not edit.
 
-    make bench                                 everything, some ten minutes on two cores
+    make bench                                 everything, about forty minutes on two cores
     make bench ARGS="steps tracker --rounds 5" some parts, fewer rounds
     python -m benchmarks.loader --no-model     the loader alone, on your images too
     python -m benchmarks.budgets               what CI gates: operators, bytes; no times
@@ -256,15 +256,16 @@ def _machines(latest: dict[str, Any]) -> list[str]:
     lines = [
         "## Where",
         "",
-        "| part | date | commit | processor | cores | threads | GPU | versions |",
+        "| part | date | commit | batch | processor | cores | threads | GPU | versions |",
     ]
-    lines += ["|---|---|---|---|---:|---:|---|---|"]
+    lines += ["|---|---|---|---:|---|---:|---:|---|---|"]
     for name, part in latest.items():
         m = part["machine"]
         changed = " and changes" if m["uncommitted"] else ""
+        kernels = "with" if m.get("kernels") else "without"
         lines.append(
-            f"| {name} | {m['date']} | {m['commit']}{changed} | {m['processor']} | {m['cores']} | "
-            f"{m['threads']} | {m['gpu'] or 'none'} | torch {m['torch']}, timm {m['timm']}, "
-            f"Python {m['python']} |"
+            f"| {name} | {m['date']} | {m['commit']}{changed} | {m.get('batch') or ''} | "
+            f"{m['processor']} | {m['cores']} | {m['threads']} | {m['gpu'] or 'none'} | "
+            f"torch {m['torch']}, timm {m['timm']}, Python {m['python']}, {kernels} C kernels |"
         )
     return [*lines, ""]

@@ -35,8 +35,8 @@ class Options:
     """
 
     sizes: tuple[str, ...] = ("deit_tiny", "deit_small")
-    batch: int = 4
-    rounds: int = 11
+    batch: int = 16
+    rounds: int = 7
     threads: int = 1
     compiled: bool = True
 

@@ -146,11 +146,9 @@ def layout(
     if row is None:
         return None
     count, width, scales = math.prod(shape), shape[-1], math.prod(scale)
-    last = max((axis for axis, size in enumerate(scale) if size > 1), default=-1)
-    first = min((axis for axis, size in enumerate(scale) if size > 1), default=0)
-    if scale[first : last + 1] != view[first : last + 1]:
-        return None
-    inner = math.prod(view[last + 1 :])
+    # One axis of the view at most has scales of its own.
+    axis = next((axis for axis, size in enumerate(scale) if size > 1), -1)
+    inner = math.prod(view[axis + 1 :])
     if inner == 1 and scales > 1:
         run, inner = scales, 0
         fits = columns in (0, scales) and (row == width or width % scales == 0)

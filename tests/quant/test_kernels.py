@@ -64,15 +64,19 @@ def compare(x, p, grid, grad, spend=False):
 @given(
     cases(ALL, dtypes=(torch.float32,)),
     st.booleans(),
+    st.booleans(),
     st.lists(st.tuples(st.integers(0, 10_000), st.sampled_from(SPECIAL)), max_size=4),
 )
-def test_lsq_is_the_same_to_the_bit(case, spend, special):
+def test_lsq_is_the_same_to_the_bit(case, spend, turned, special):
     x = case.input.detach()
     for place, value in special:
         x[torch.unravel_index(torch.tensor(place % x.numel()), x.shape)] = value
     p = Parameters(*(None if leaf is None else leaf.detach() for leaf in case.p))
 
-    compare(x, p, case.grid, randn(*x.shape, seed=case.seed, dtype=torch.float32), spend)
+    grad = randn(*x.shape, seed=case.seed, dtype=torch.float32)
+    if turned:
+        grad = grad.mT.contiguous().mT
+    compare(x, p, case.grid, grad, spend)
 
 
 @needs_compiler

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ofq_core.data.origin import UNREADABLE, ImageOrigin
-from ofq_core.data.random_state import seeded
+from ofq_core.data.random_state import kept, seed_all
 from ofq_core.data.rows import Rows
 from ofq_core.data.transforms import Transform
 from ofq_core.seeds import derive_seed
@@ -81,7 +81,15 @@ class TrainSamples(Dataset[Sample]):
     def __init__(self, images: Images, transform: Transform, tries: int) -> None:
         self.images, self.transform, self.tries = images, transform, tries
 
+    def __getitems__(self, views: list[View]) -> list[Sample]:
+        """A batch; the loader asks for this where it can."""
+        with kept():
+            return [self._sample(view) for view in views]
+
     def __getitem__(self, view: View) -> Sample:
+        return self.__getitems__([view])[0]
+
+    def _sample(self, view: View) -> Sample:
         count = len(self.images.rows)
         failed: list[int] = []
         while len(failed) < self.tries:
@@ -90,9 +98,8 @@ class TrainSamples(Dataset[Sample]):
             if image is None:
                 failed.append(index)
                 continue
-            with seeded(derive_seed(view.seed, "augment", view.epoch, view.position)):
-                tensor = self.transform(image)
-            return Sample(tensor, int(self.images.rows.labels[index]), tuple(failed))
+            seed_all(derive_seed(view.seed, "augment", view.epoch, view.position))
+            return Sample(self.transform(image), int(self.images.rows.labels[index]), tuple(failed))
         return Sample(None, -1, tuple(failed))
 
 

@@ -69,7 +69,7 @@ def library() -> ctypes.CDLL | None:
     for extra in EXTRAS:
         try:
             return _load(compiler, (*FLAGS, *extra))
-        except (OSError, subprocess.SubprocessError):
+        except (OSError, RuntimeError, subprocess.SubprocessError):
             continue
     return None
 
@@ -79,6 +79,7 @@ def _load(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
 
     Raises:
         OSError: the cache cannot be written, or what was compiled not loaded.
+        RuntimeError: there is no home for the cache.
         subprocess.SubprocessError: the compiler fails.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ofq"

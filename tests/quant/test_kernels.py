@@ -195,3 +195,12 @@ def test_without_kernels_torch_does_it(tmp_path, why):
         (tmp_path / "ofq").touch()
         assert ask(tmp_path) == "False"
     assert not list(tmp_path.glob("ofq/*"))
+
+
+def test_without_a_home_torch_does_it(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert kernels.library.__wrapped__() is None

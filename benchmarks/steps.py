@@ -35,7 +35,7 @@ class Options:
     """
 
     sizes: tuple[str, ...] = ("deit_tiny", "deit_small")
-    batch: int = 16
+    batch: int = 8
     rounds: int = 7
     threads: int = 1
     compiled: bool = True

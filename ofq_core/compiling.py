@@ -2,7 +2,8 @@
 
 What torch fuses in a block (norms, GELU, quantizers) costs a fraction of the passes over memory
 that the same operations cost one by one. Compiling takes about a minute and needs a C++ compiler on
-a CPU, Triton on a GPU, so it pays in long runs alone.
+a CPU, Triton on a GPU, so it pays in long runs alone; on a CPU not even there, where the quantizers
+have kernels of their own (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 
 from ofq_core.cost import model_cost
 from ofq_core.models import is_swin
+from ofq_core.quant.kernels import library
 
 # Forward multiply-accumulates of a run from which compiling is taken to pay: about a quarter of an
 # hour on two CPU cores.
@@ -44,6 +46,8 @@ def choose(wanted: bool | Literal["auto"], macs: float, device: torch.device) ->
     """
     if wanted != "auto":
         return Choice(wanted, f"recipe.compile = {str(wanted).lower()}")
+    if device.type == "cpu" and library() is not None:
+        return Choice(False, "automatic: on a CPU the quantizers' own kernels are as fast")
     work = f"{macs:.0e} multiply-accumulates in the run's forwards"
     if macs < WORTHWHILE_MACS:
         return Choice(False, f"automatic: {work}, compiling pays from {WORTHWHILE_MACS:.0e} on")

@@ -41,8 +41,8 @@ class RecipeSettings(Model):
     checkpoints (0: one after every epoch). oscillation_every: look closer at the low-bit weights
     every so many steps (0: never; the oscillation frequency counts all steps). threads: CPU threads
     of torch (null: all); sums depend on it in their last bits. compile: torch.compile for every
-    block, which takes about a minute and also moves last bits; "auto": in runs that are long enough
-    for it to pay, where a compiler is found.
+    block, which takes about a minute and also moves last bits; "auto": in long runs on a GPU, or
+    on a CPU for which the quantizers have no kernels, where a compiler is found.
     """
 
     epochs: Count

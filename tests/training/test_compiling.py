@@ -46,12 +46,25 @@ def test_a_wish_is_followed(wanted):
         assert choose(wanted, macs, CPU) == (wanted, f"recipe.compile = {str(wanted).lower()}")
 
 
+def test_a_cpu_with_kernels_needs_no_compiled_blocks(monkeypatch):
+    monkeypatch.setattr(compiling, "library", lambda: object())
+    chosen = choose("auto", 1e20, CPU)
+    assert chosen == (False, "automatic: on a CPU the quantizers' own kernels are as fast")
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    monkeypatch.setattr(compiling, "library", lambda: None)
+
+
+@pytest.mark.usefixtures("no_kernels")
 def test_short_runs_are_not_compiled():
     chosen = choose("auto", WORTHWHILE_MACS * 0.99, CPU)
     assert not chosen.compile
     assert "pays from 1e+13" in chosen.reason
 
 
+@pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("found", [True, False])
 def test_long_runs_are_compiled_where_a_compiler_is_found(monkeypatch, found):
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/c++" if found else None)
@@ -62,6 +75,7 @@ def test_long_runs_are_compiled_where_a_compiler_is_found(monkeypatch, found):
 
 def test_a_gpu_needs_triton(monkeypatch):
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiling, "library", lambda: object())
     chosen = choose("auto", WORTHWHILE_MACS, torch.device("cuda"))
     assert chosen == (False, "automatic: Triton was not found")
 

@@ -15,7 +15,7 @@ HEAD = """\
 
 Written by `make bench`, from `benchmarks/latest.json`. Do not edit.
 
-    make bench                                 everything, about forty minutes on two cores
+    make bench                                 everything, about half an hour on two cores
     make bench ARGS="steps tracker --rounds 5" some parts, fewer rounds
     python -m benchmarks.loader --no-model     the loader alone, on your images too
     python -m benchmarks.budgets               what CI gates: operators, bytes; no times
@@ -126,7 +126,11 @@ def _steps(steps: dict[str, Any]) -> Iterator[Line]:
 
 def _distillation(rows: dict[str, Any]) -> Iterator[Line]:
     for method in ("statsq", "statsq_qkr"):
-        for name, how in (("ours", "eager"), ("ours_compiled", "compiled per block")):
+        for name, how in (
+            ("ours", "eager"),
+            ("ours_compiled", "compiled per block"),
+            ("ours_cached", "eager, the teacher's outputs from the cache of an earlier run"),
+        ):
             what = f"DeiT-T {LABELS[method]}: distillation step / released behaviour, {how}"
             yield Line(what, "1.0", 0.45, rows.get(method, {}).get(name, {}).get("ratio"))
 

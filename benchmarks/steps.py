@@ -115,6 +115,9 @@ def measure_distillation(options: Options) -> dict[str, Any]:
             steps = {
                 "released": Step(plain(model), size, options.batch, teacher="graph"),
                 "ours": Step(model, size, options.batch, teacher="forward"),
+                "ours_cached": Step(
+                    make_model(size, method), size, options.batch, teacher="cached"
+                ),
             }
             if options.compiled:
                 compiled = Step(make_model(size, method), size, options.batch, teacher="forward")

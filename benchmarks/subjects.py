@@ -6,9 +6,11 @@ Only public interfaces of `ofq_core` are used, so the same file measures other c
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,13 +103,29 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _cached_teacher(size: Size, images: Tensor) -> Teacher:
+    """A teacher that was asked about these images before, as `distill.cache_teacher` has it."""
+    # Here, since earlier commits, which these sources measure too, have no cache.
+    from ofq_core.training.teacher_cache import TeacherCache
+
+    with tempfile.TemporaryDirectory(prefix="ofq-answers-") as folder:
+        cache = TeacherCache(Path(folder))
+        teacher = Teacher(full_precision(size), "mean", cache=cache)
+        cache.enter(0)
+        teacher(images)
+        cache.finish()
+        cache.enter(0)
+    return teacher
+
+
 class Step:
     """A training step of one model: a forward, a backward, an update, each by itself.
 
     Args:
         model: in training mode.
         size, batch: of its images.
-        teacher: "none"; "forward": frozen, no graph; "graph": the teacher's graph is kept and
+        teacher: "none"; "forward": frozen, no graph; "cached": its answers come from a
+            `TeacherCache` of an earlier run; "graph": the teacher's graph is kept and
             back-propagated through, its gradients thrown away, as in the released code.
         annealing: CGA holds the confident weights.
         track: None without a tracker, else sample every so many steps (0: frequency only).
@@ -141,6 +159,8 @@ class Step:
         self.teacher_in_graph: nn.Module | None = None
         if teacher == "forward":
             self.teacher = Teacher(full_precision(size), "mean")
+        elif teacher == "cached":
+            self.teacher = _cached_teacher(size, self.images)
         elif teacher == "graph":
             self.teacher_in_graph = full_precision(size).eval()
 

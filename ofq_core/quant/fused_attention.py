@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ofq_core.quant.biased_lsq import (
     Grid,
@@ -134,6 +135,7 @@ class _QuantizedAttention(torch.autograd.Function):
             return _join(map_ @ value_heads)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         left, right, value, *rest = ctx.saved_tensors
         grids, dtype, heads = ctx.grids, ctx.dtype, ctx.grids.heads

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ofq_core.quant.biased_lsq import (
@@ -57,6 +58,7 @@ class _QuantizedLinear(torch.autograd.Function):
         return F.linear(y.to(dtype), weight.to(dtype), bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, before, after, weight = ctx.saved_tensors
         plan, dtype = ctx.plan, ctx.dtype
@@ -112,6 +114,7 @@ class _BiasedLSQ(torch.autograd.Function):
         return quantize(x, Parameters(scale, before, after), grid)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
         p = Parameters(*saved)

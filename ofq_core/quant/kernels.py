@@ -1,6 +1,6 @@
 """LSQ and StatsQ on a CPU in one pass over memory instead of one per operator, the same to the bit.
 
-`kernels.c` is compiled once a machine by the C compiler at hand, in half a second, into the user's
+`kernels.c` is compiled once a machine by the C compiler at hand, in a second, into the user's
 cache (`$XDG_CACHE_HOME/ofq`, else `~/.cache/ofq`). Every operation in it rounds as torch's operator
 does, and sums stay torch's, so whether it is used changes no bit of a result. It is used for FP32
 on a CPU outside of compiled blocks. Without a compiler, or with OFQ_KERNELS=off in the environment,

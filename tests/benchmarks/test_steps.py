@@ -51,6 +51,13 @@ def test_distillation_step(form, side_by_side):
     assert in_graph is None or all(p.grad is not None for p in in_graph.parameters())
 
 
+def test_a_cached_teacher_answers_without_its_model():
+    asked = Step(make_model(MICRO, "statsq"), MICRO, BATCH, teacher="forward")
+    cached = Step(make_model(MICRO, "statsq"), MICRO, BATCH, teacher="cached")
+    cached.teacher.model = None
+    assert torch.equal(asked.forward(), cached.forward())
+
+
 def plain_annealing(step):
     """CGA's update, threshold by threshold and weight by weight of the list."""
     weights = low_bit_weights(step.model)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from ofq_core.quant import kernels, statsq_quantize
 from ofq_core.quant.biased_lsq import Grid, Parameters, gradients, in_one_pass, quantize
 from ofq_core.quant.biased_lsq import quantize_again as again
+from ofq_core.quant.fused_linear import biased_lsq
 from tests.quant.test_fused_linear import ALL, cases, layout
 from tests.quant.written_out import randn
 
@@ -138,6 +140,16 @@ def test_the_callers_gradient_is_not_touched_unless_y_is_spent():
 
     gradients(grad, None, x, p, grid, spent=torch.empty(4, 16))
     assert not torch.equal(grad, torch.ones(4, 16))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_second_derivative_is_refused_and_never_wrong(compiled):
+    x = randn(4, 16, seed=0, dtype=torch.float32).requires_grad_()
+    p, grid = Parameters(torch.ones(1), None, None), Grid(-2, 1, (4, 16), (1, 1), ())
+    with nullcontext() if compiled else kernels.torch_operators():
+        (grad,) = torch.autograd.grad(biased_lsq(x, p, grid).exp().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
 
 
 @pytest.mark.parametrize(

@@ -132,12 +132,13 @@ def wait(experiments: list[Experiment]) -> int:
     while left:
         for path, stand in stands(left.values()).items():
             now = time.monotonic()
-            # On a network file system a result may be seen later than the end of its job.
-            silent = stand.word == "failed" and left[path].failed() is None
-            if silent and now - doubtful.setdefault(path, now) < SETTLE_SECONDS:
-                continue
             if not stand.ended:
                 doubtful.pop(path, None)
+                continue
+            # A job that has succeeded says so before it removes its clone; on a network file
+            # system what a job says may be seen later than its end.
+            unsettled = left[path].clone.exists() if stand.good else left[path].failed() is None
+            if unsettled and now - doubtful.setdefault(path, now) < SETTLE_SECONDS:
                 continue
             print("  ".join(filter(None, row_of(left.pop(path), stand))), flush=True)
             failed += not stand.good

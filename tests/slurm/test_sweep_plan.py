@@ -1,16 +1,21 @@
-"""Sweeps: combinations of settings and their checks, what a job asks for, and its clone."""
+"""Sweeps: combinations of settings and their checks, what a job asks for, its clone, waiting."""
 
 import os
+import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from slurm import sweep
 from slurm.errors import SlurmError
 from slurm.experiment import _overlay, stages_of
+from slurm.jobs import write_json
 from slurm.profile import Profile
 from slurm.sweep_plan import commit_of, expand, resources_of, settings_of
+from slurm.sweeps import Experiment, Order
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,3 +146,37 @@ def test_without_a_commit_there_are_no_experiments(tmp_path):
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     with pytest.raises(SlurmError, match="no commit yet"):
         commit_of(tmp_path)
+
+
+# Waiting
+
+
+@pytest.fixture
+def succeeded(tmp_path):
+    """An experiment that has said how it ended, and whose clone is still there."""
+    experiment = Experiment(tmp_path / "0")
+    experiment.clone.mkdir(parents=True)
+    words = {"workspace": str(tmp_path), "commit": "c", "dirty": False, "snapshot": "s"}
+    order = Order("one", "k", ["seed=1"], ["evaluate"], cache="", executor="local", **words)
+    experiment.write_order(order)
+    write_json(experiment.path / "done.json", {"revision": "r", "top1": 50.0})
+    return experiment
+
+
+def test_waiting_ends_once_the_clone_is_gone(succeeded, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sweep, "SETTLE_SECONDS", 60.0)
+    remover = threading.Timer(0.3, shutil.rmtree, [succeeded.clone])
+    remover.start()
+
+    assert sweep.wait([succeeded]) == 0
+    assert not succeeded.clone.exists()
+    assert capsys.readouterr().out.split() == ["one", "seed=1", "done", "50.00", "%"]
+
+
+def test_a_clone_that_stays_does_not_keep_it_waiting(succeeded, monkeypatch):
+    """As where the job was killed while it removed it."""
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(sweep, "SETTLE_SECONDS", 0.1)
+    assert sweep.wait([succeeded]) == 0
+    assert succeeded.clone.exists()

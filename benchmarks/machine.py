@@ -6,23 +6,13 @@ import datetime
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.commits import git
 from ofq_core.quant.kernels import library
-
-
-def processor() -> str:
-    """The model of the CPU as the system names it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+from pipelines.environment import cpu_name
 
 
 def describe(threads: int) -> dict[str, Any]:
@@ -32,7 +22,7 @@ def describe(threads: int) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": git("rev-parse", "--short", "HEAD"),
         "uncommitted": bool(git("status", "--porcelain", "--", "ofq_core", "benchmarks")),
-        "processor": processor(),
+        "processor": cpu_name() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
         "kernels": library() is not None,

@@ -312,6 +312,6 @@ def _code_sha() -> str:
     """Hash over the sources of ofq_core."""
     root = Path(ofq_core.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -56,5 +56,5 @@ class LSQWeight(WeightQuantizer):
         codes = None
         if self.records:
             codes = lsq_codes(weight.detach(), self.scales(weight), self.low, self.high, axis=0)
-            self._record(lambda: codes)
+            self.last_codes = codes
         return lsq(self._held(weight), self.scale, self.low, self.high, axis=0, codes=codes)

@@ -156,7 +156,7 @@ def layout(
     else:
         run = math.gcd(inner, columns, 0 if row == width else width)
         fits = run >= min(SHORTEST_RUN, count)
-    if not fits or count % run:
+    if not fits:
         return None
     return Layout(
         count // run, run, width, row, inner, scales, columns,

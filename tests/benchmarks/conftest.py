@@ -7,7 +7,7 @@ A group of the report holds the forms of one piece, so its relative columns are 
 import pytest
 import torch
 
-from benchmarks.subjects import FULL_PRECISION, SIZES, make_model
+from benchmarks.subjects import FULL_PRECISION, SIZES, make_model, threads
 from tests.plain import plain
 
 FORMS = (FULL_PRECISION, "plain", "ours")
@@ -18,10 +18,8 @@ TOKENS, WIDTH = 198, 192  # of DeiT-T at 224 pixels
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread():
     """Less noise, and the pieces are small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 @pytest.fixture(params=FORMS)

@@ -48,3 +48,21 @@ def test_killed_and_run_again(stage, place, published, tmp_path, command, snapsh
     assert {name for name in after if after[name] != before[name]} <= TIMED
     assert after[weights] == before[weights]
     assert list((folder / ".partial").iterdir()) == []
+
+
+def test_a_checkpoint_belongs_to_the_code_that_wrote_it(tmp_path, monkeypatch):
+    """The kernels' C is code as well."""
+    from pipelines import training
+
+    package = tmp_path / "ofq_core"
+    (package / "quant").mkdir(parents=True)
+    monkeypatch.setattr(training.ofq_core, "__file__", str(package / "__init__.py"))
+    found = [training._code_sha()]
+    for name in ("__init__.py", "quant/kernels.c", "quant/kernels.c"):
+        with (package / name).open("a") as file:
+            file.write("x")
+        found.append(training._code_sha())
+    (package / "notes.txt").touch()
+
+    assert len(set(found)) == len(found)
+    assert training._code_sha() == found[-1]

@@ -40,7 +40,7 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """By file, but all of tests/slurm on one worker: its tests wait for each other's cluster."""
+    """By file, but what uses the one cluster on one worker: its tests wait for each other."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -48,7 +48,8 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFileAndCluster(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "tests/slurm" if file.startswith("tests/slurm/") else file
+            alone = file.endswith("/test_without_a_cluster.py")
+            return "tests/slurm" if file.startswith("tests/slurm/") and not alone else file
 
     return ByFileAndCluster(config, log)
 

@@ -56,7 +56,7 @@ def start(environment, tmp_path):
 
 
 def ended(process):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert out == ""
     return process.returncode, err
 

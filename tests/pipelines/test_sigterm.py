@@ -58,7 +58,7 @@ def undisturbed(workspace, command, set_params):
 
 
 def stopped(process):
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
     lines = err.splitlines()
     assert lines[0] == "grid ofq-w2a2-s0: training"

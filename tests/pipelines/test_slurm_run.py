@@ -20,7 +20,7 @@ def slurm_run(environment, tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
             **options,
         )
 
@@ -110,7 +110,7 @@ def test_a_number_of_processes_that_cannot_be(number, environment, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 2
     assert done.stderr == (

@@ -118,7 +118,7 @@ def test_waiting_for_a_state_that_does_not_come(cluster):
 def test_job_over_its_memory_is_killed(cluster):
     job = cluster.submit("python3 -c 'x = b\"1\" * 400_000_000; import time; time.sleep(60)'")
 
-    cluster.wait(job, ("OUT_OF_MEMORY", "FAILED", "CANCELLED"), seconds=20)
+    cluster.wait(job, ("OUT_OF_MEMORY", "FAILED", "CANCELLED"))
 
 
 @pytest.mark.parametrize("switch", ["on", "off"])
@@ -130,7 +130,7 @@ def test_user_signal_at_preemption(cluster, tmp_path, switch):
 
     preempting = cluster.submit("true", "--partition=high", *WHOLE_CLUSTER)
     if switch == "on":
-        cluster.wait(preempting, "COMPLETED", seconds=15)
+        cluster.wait(preempting, "COMPLETED")
         # SLURM may add a complaint that the job was gone before its other signals came.
         assert (tmp_path / "out").read_text().startswith("warned\n")
     else:
@@ -147,8 +147,8 @@ def test_preempted_job_without_grace_runs_again(cluster, tmp_path):
     cluster.wait(preempted, "RUNNING")
 
     preempting = cluster.submit("true", "--partition=high", *WHOLE_CLUSTER)
-    cluster.wait(preempting, "COMPLETED", seconds=20)
-    cluster.wait(preempted, "COMPLETED", seconds=30)
+    cluster.wait(preempting, "COMPLETED")
+    cluster.wait(preempted, "COMPLETED")
 
     assert (tmp_path / "out").read_text() == "run 1\n"
 
@@ -161,7 +161,7 @@ def test_job_of_a_failed_node_is_requeued(cluster):
     cluster.wait(job, "PENDING")
     cluster.control("node-resume", "n1")
 
-    cluster.wait(job, "RUNNING", seconds=30)
+    cluster.wait(job, "RUNNING")
 
 
 def test_job_outlives_the_controller(cluster):

@@ -298,7 +298,7 @@ def test_ctrl_c_is_quiet(workspace, tmp_path):
     )
     assert process.stdout.readline().startswith("--- attempt 1")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
 
     assert process.returncode == 130
     assert err == ""

@@ -15,7 +15,7 @@ ALL = ["grid@a", "grid@b", "grid@c", "grid@d", "tables", "teacher"]
 
 
 def test_killed_dvc_attaches_again(toy):
-    toy.set(seconds=4)
+    toy.set(slow={"grid": 4})
     toy.submit()
     process = toy.start("dvc", "repro")
     toy.until(lambda: (toy.folder / "results/teacher/a.txt").exists())
@@ -44,14 +44,14 @@ def test_killed_while_collecting(toy):
 
 def test_an_orphan_leaves_the_outputs_to_the_one_that_came_after(toy):
     """kill -9 of DVC alone: its child still waits for the job, and the next DVC does, too."""
-    toy.set(seconds=6)
+    toy.set(slow={"teacher": 6})
     process = toy.start("dvc", "repro", "teacher")
     toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
     os.kill(process.pid, signal.SIGKILL)
     # Reaped, or DVC's lock takes it for alive.
     process.wait()
     toy.repro("teacher")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert "Traceback" not in out
     assert toy.ran() == ["check", "teacher"]
     assert "up to date" in toy.repro("teacher")
@@ -76,7 +76,7 @@ def test_a_damaged_result_is_made_again(toy, how):
 
 def test_a_requeued_job_does_not_need_what_was_collected(toy, cluster):
     """Its inputs were laid out when it first started; the job that made them has gone since."""
-    toy.set(seconds=8)
+    toy.set(slow={"grid": 10})
     toy.submit("grid@a")
     cell = toy.job("grid@a")
     toy.until(lambda: toy.log.exists() and "grid@a" in toy.log.read_text())
@@ -94,11 +94,11 @@ def test_a_requeued_job_does_not_need_what_was_collected(toy, cluster):
 @pytest.mark.parametrize("way", ["cancel", "leave"])
 def test_ctrl_c(toy, cluster, way):
     toy.profile(on_interrupt=way)
-    toy.set(seconds=5)
+    toy.set(slow={"teacher": 5})
     process = toy.start("dvc", "repro", "teacher")
     toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     job_id = toy.job("teacher").record().job_id
     if way == "cancel":
@@ -129,7 +129,7 @@ def test_garbage_is_collected(toy):
 
 def test_the_lost_id_of_a_killed_submit_is_found(toy):
     """`slurm.submit` was killed between sbatch and writing the id down."""
-    toy.set(seconds=2)
+    toy.set(slow={"teacher": 2, "grid": 2})
     toy.submit()
     for stage in ("teacher", "grid@c"):
         job = toy.job(stage)

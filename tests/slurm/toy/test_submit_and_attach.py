@@ -32,7 +32,7 @@ def test_levels_go_out_as_arrays_that_wait_for_each_other(toy):
 
 
 def test_submitting_twice_submits_nothing_twice(toy, cluster):
-    toy.set(seconds=3)
+    toy.set(slow={"teacher": 4})
     toy.submit()
     first = set(cluster.job_ids("ofq-"))
     said = toy.submit()
@@ -178,7 +178,7 @@ def test_forcing_a_stage_runs_it_again(toy):
 
 def test_edits_do_not_reach_jobs_that_wait(toy):
     """Code, parameters and inputs are those of the moment of submission."""
-    toy.set(seconds=2)
+    toy.set(slow={"teacher": 4})
     toy.submit()
     work = toy.folder / "work.py"
     before = work.read_text()
@@ -187,7 +187,7 @@ def test_edits_do_not_reach_jobs_that_wait(toy):
     jobs = toy.jobs()
     toy.until(lambda: all(job.done() or job.stage == "check" for job in jobs))
     work.write_text(before)
-    toy.set(text="one", seconds=2)
+    toy.set(text="one")
     toy.ran()
     toy.repro()
     # Stages that run where the command is typed may do so again; no job does.
@@ -197,11 +197,11 @@ def test_edits_do_not_reach_jobs_that_wait(toy):
 
 def test_edits_while_dvc_waits_are_not_taken_for_what_was_run(toy):
     """DVC hashes dependencies after the command: it would record the edit with the old result."""
-    toy.set(seconds=4)
+    toy.set(slow={"teacher": 4})
     process = toy.start("dvc", "repro", "teacher")
     toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
     toy.set(text="edited")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "changed while its job ran" in out
     assert not (toy.folder / "results/teacher").exists()
@@ -209,6 +209,6 @@ def test_edits_while_dvc_waits_are_not_taken_for_what_was_run(toy):
     toy.ran()
     toy.repro("teacher")
     assert "teacher" not in toy.ran(), "with the change undone the result counts"
-    toy.set(text="edited", seconds=0)
+    toy.set(text="edited", slow={})
     toy.repro("teacher")
     assert toy.text("results/teacher/a.txt").startswith("teacher\nedited")

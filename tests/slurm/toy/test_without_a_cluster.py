@@ -28,7 +28,7 @@ def test_local_failure(local_toy):
 
 def test_local_requeue(local_toy):
     """The signal before a time limit: saved, requeued by submitit, finished in a second attempt."""
-    local_toy.set(seconds=4)
+    local_toy.set(slow={"teacher": 4})
     local_toy.submit()
     started = local_toy.log
     local_toy.until(lambda: started.exists() and "teacher" in started.read_text())
@@ -45,14 +45,14 @@ def test_local_requeue(local_toy):
 
 
 def test_local_cancel(local_toy):
-    local_toy.set(seconds=30)
+    local_toy.set(slow={"teacher": 90})
     process = local_toy.start("dvc", "repro", "teacher")
     local_toy.until(lambda: local_toy.log.exists() and "teacher" in local_toy.log.read_text())
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     job_id = local_toy.job("teacher").record().job_id
     assert f"job {job_id} cancelled" in out
-    local_toy.until(lambda: not os.path.exists(f"/proc/{job_id}/cmdline"), seconds=30)
+    local_toy.until(lambda: not os.path.exists(f"/proc/{job_id}/cmdline"))
 
 
 def test_debug_executor(toy):

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from pipelines.tracking import background
-from pipelines.tracking.background import WAIT_SECONDS
 
 MakeRun = Callable[..., Path]
 MakeTables = Callable[..., Path]
@@ -22,8 +21,8 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 CliStart = Callable[..., "subprocess.Popen[str]"]
 
 NOWHERE = "http://127.0.0.1:9"
-# MLflow by itself tries again for minutes; starting a process may take ten seconds.
-NOT_RETRIED = 60.0
+# Seconds. MLflow by itself tries again for minutes, and a stage waits a minute for the logging.
+SOON = 30.0
 
 
 def logged(root: Path) -> list[str]:
@@ -81,7 +80,7 @@ def test_an_unreachable_server_fails_the_command_at_once(
     folder = make_run(repo)
     start = time.monotonic()
     done = cli(repo, "log", str(folder), MLFLOW_TRACKING_URI=NOWHERE)
-    assert time.monotonic() - start < NOT_RETRIED
+    assert time.monotonic() - start < SOON
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert NOWHERE in done.stderr
@@ -147,7 +146,7 @@ def test_a_server_that_is_down_costs_the_stage_one_message(
     start = time.monotonic()
     with background() as tracker:
         tracker.log(make_run(repo))
-    assert time.monotonic() - start < NOT_RETRIED
+    assert time.monotonic() - start < SOON
     out, err = capfd.readouterr()
     assert out == ""
     (message,) = [line for line in err.splitlines() if "not logged" in line]
@@ -182,7 +181,7 @@ def test_a_slow_store_is_given_up(
     start = time.monotonic()
     with background(wait_seconds=0.1) as tracker:
         tracker.log(make_run(repo))
-    assert time.monotonic() - start < WAIT_SECONDS / 2
+    assert time.monotonic() - start < SOON
     assert "took longer than 0.1 s. The results are safe in" in capfd.readouterr().err
 
 
@@ -219,7 +218,7 @@ def test_a_failing_stage_keeps_its_error_and_waits_for_nothing(repo: Path) -> No
     with pytest.raises(ZeroDivisionError):
         stage()
     process = tracker._process
-    assert time.monotonic() - start < WAIT_SECONDS / 2
+    assert time.monotonic() - start < SOON
     assert process is not None
     assert process.returncode == -signal.SIGKILL
 
@@ -227,7 +226,6 @@ def test_a_failing_stage_keeps_its_error_and_waits_for_nothing(repo: Path) -> No
 KILLED = """
 import os, sys, time
 from pipelines.tracking import background
-from pipelines.tracking.background import WAIT_SECONDS
 with background() as tracker:
     if os.fork() == 0:          # like a data loader: it inherits the pipe and outlives the stage
         os.close(1)

@@ -94,7 +94,8 @@ def test_a_requeued_job_does_not_need_what_was_collected(toy, cluster):
 @pytest.mark.parametrize("way", ["cancel", "leave"])
 def test_ctrl_c(toy, cluster, way):
     toy.profile(on_interrupt=way)
-    toy.set(slow={"teacher": 5})
+    # One that is cancelled must not end by itself before.
+    toy.set(slow={"teacher": 300 if way == "cancel" else 5})
     process = toy.start("dvc", "repro", "teacher")
     toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
     os.killpg(process.pid, signal.SIGINT)
@@ -107,6 +108,7 @@ def test_ctrl_c(toy, cluster, way):
     else:
         assert f"job {job_id} goes on" in out
     toy.ran()
+    toy.set(slow={})
     toy.repro("teacher")
     assert toy.ran() == (["teacher"] if way == "cancel" else [])
 

@@ -44,14 +44,23 @@ def test_local_requeue(local_toy):
     assert local_toy.ran().count("teacher") == 2
 
 
-def test_local_cancel(local_toy):
-    local_toy.set(slow={"teacher": 90})
+def test_local_ctrl_c(local_toy):
+    local_toy.set(slow={"teacher": 300})
     process = local_toy.start("dvc", "repro", "teacher")
     local_toy.until(lambda: local_toy.log.exists() and "teacher" in local_toy.log.read_text())
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=120)
     job_id = local_toy.job("teacher").record().job_id
     assert f"job {job_id} cancelled" in out
+    local_toy.until(lambda: not os.path.exists(f"/proc/{job_id}/cmdline"))
+
+
+def test_local_cancel_command(local_toy):
+    local_toy.set(slow={"teacher": 300})
+    local_toy.submit("teacher")
+    local_toy.until(lambda: local_toy.log.exists() and "teacher" in local_toy.log.read_text())
+    job_id = local_toy.job("teacher").record().job_id
+    assert f"job {job_id} cancelled" in local_toy.well("python", "-m", "slurm.cancel", "teacher")
     local_toy.until(lambda: not os.path.exists(f"/proc/{job_id}/cmdline"))
 
 

@@ -6,7 +6,9 @@ The optimum cannot be reached, so q(w) jumps between the values around it: the g
 points at the threshold from both sides. Each row of the target is a problem of its own: the loss is
 a sum over rows, and quantizers have a scale per row.
 
-`python -m ofq_core.toy` prints the runs of LSQ and StatsQ as JSON; the figure is drawn from that.
+`python -m ofq_core.toy` prints the runs of LSQ and StatsQ as JSON. The figure is drawn from what is
+committed as tables/figures/toy_regression.json: a flip comes a step earlier or later where another
+processor rounds a sum the other way, and the path is another one from there on.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from ofq_core.nn import WeightQuantizer
 
 BITS = 2
 STEPS = 400
+# The last of them, which are drawn.
+SHOWN = 100
 BATCH = 16
 RATE = 0.05
 # The row that is drawn. The others tell how far it stands for problems of its kind.
@@ -93,9 +97,8 @@ def run_toy(
         quantized.append(values.detach())
         scales.append(quantizer.scales(weight).clone())
         inputs = torch.randn(batch, targets.shape[1], generator=generator)
-        loss = (inputs @ (values - targets).T).square().mean(dim=0).sum() / 2
         # By hand: the first torch.optim of a process takes longer to load than all of this takes.
-        gradients = torch.autograd.grad(loss, parameters)
+        gradients = torch.autograd.grad(toy_loss(values, targets, inputs), parameters)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.sub_(gradient, alpha=rate)
@@ -104,9 +107,21 @@ def run_toy(
     )
 
 
-def toy_document() -> dict[str, object]:
-    """The runs of both methods as JSON values: the drawn row in full, of the others the figures.
+def toy_loss(values: Tensor, targets: Tensor, inputs: Tensor) -> Tensor:
+    """Half the mean squared error of each row over the batch, summed over rows: a scalar.
 
+    Args:
+        values: quantized weights, (rows, weights).
+        targets: w*, of the same shape.
+        inputs: (batch, weights).
+    """
+    return (inputs @ (values - targets).T).square().mean(dim=0).sum() / 2
+
+
+def toy_document() -> dict[str, object]:
+    """The runs of both methods as JSON values: the end of the drawn row, of the others the figures.
+
+    `latent`, `quantized`, `scale` begin with step `first`; flips and spreads are of the last half.
     `thresholds` are decision points in units of the scale.
     """
     targets = toy_targets()
@@ -115,9 +130,9 @@ def toy_document() -> dict[str, object]:
         run = run_toy(make, targets)
         flips, spread = run.flips(), run.scale_spread()
         methods[name] = {
-            "latent": run.latent[:, 0].tolist(),
-            "quantized": run.quantized[:, 0].tolist(),
-            "scale": run.scales[:, 0].tolist(),
+            "latent": run.latent[-SHOWN:, 0].tolist(),
+            "quantized": run.quantized[-SHOWN:, 0].tolist(),
+            "scale": run.scales[-SHOWN:, 0].tolist(),
             "thresholds": _thresholds(make),
             "flips": flips[0].tolist(),
             "scale_spread": float(spread[0]),
@@ -127,6 +142,7 @@ def toy_document() -> dict[str, object]:
     return {
         "bits": BITS,
         "steps": STEPS,
+        "first": STEPS - SHOWN,
         "batch": BATCH,
         "rate": RATE,
         "target": list(TARGET),

@@ -1,37 +1,26 @@
-"""One weight and its scale in a regression whose optimum lies between the values of the grid."""
+"""One weight and its scale in a regression whose optimum lies between the values of the grid.
 
-import json
-import subprocess
-import sys
+Drawn from the committed toy_regression.json: `python -m ofq_core.toy` prints it anew.
+"""
+
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tables.figures.model import Drawing, MissingData
+from tables.figures.model import Drawing
 from tables.figures.style import NEUTRAL, Looks, label, new_canvas, shared_legend
+from tables.files import read_json
 from tables.runs import Study
 
 NAME = "toy_regression"
 TITLE = "A weight and its scale in a toy regression"
-SHOWN = 100
+DOCUMENT = Path(__file__).with_suffix(".json")
 
 
 def draw(study: Study) -> Drawing:
-    """The last steps of LSQ and StatsQ; computed anew, since it needs no run of the study."""
-    return drawing_of(toy_document())
-
-
-def toy_document() -> Mapping[str, Any]:
-    """The toy's runs; MissingData where the science is not installed beside the tables."""
-    # In a process of its own: tables read what runs left behind, and never load torch themselves.
-    done = subprocess.run(
-        [sys.executable, "-m", "ofq_core.toy"], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise MissingData(f"python -m ofq_core.toy failed: {last}")
-    document: Mapping[str, Any] = json.loads(done.stdout)
-    return document
+    """The last steps of LSQ and StatsQ, the same for every study: they need no run of it."""
+    return drawing_of(read_json(DOCUMENT))
 
 
 def drawing_of(toy: Mapping[str, Any]) -> Drawing:
@@ -42,14 +31,13 @@ def drawing_of(toy: Mapping[str, Any]) -> Drawing:
     looks = Looks(methods)
     canvas = new_canvas(height=4.6)
     panels = canvas.subplots(3, len(methods), sharex=True, squeeze=False)
-    first = max(0, toy["steps"] - SHOWN)
-    steps = range(first, toy["steps"])
+    steps = range(toy["first"], toy["steps"])
     rows: list[tuple[object, ...]] = []
     for column, (method, run) in enumerate(methods.items()):
         weight = _most_flipping(run)
-        latent = [values[weight] for values in run["latent"][first:]]
-        quantized = [values[weight] for values in run["quantized"][first:]]
-        scale = run["scale"][first:]
+        latent = [values[weight] for values in run["latent"]]
+        quantized = [values[weight] for values in run["quantized"]]
+        scale = run["scale"]
         middle = sum(scale) / len(scale)
         threshold = _nearest_threshold(run["thresholds"], latent, middle)
         thresholds = [threshold * value for value in scale]
@@ -116,8 +104,8 @@ def _caption(toy: Mapping[str, Any]) -> str:
     parts = [
         f"Linear regression with {len(toy['target'])} weights at {toy['bits']} bits, N(0, 1) "
         f"inputs, plain SGD (batch {toy['batch']}, rate {toy['rate']:g}) from the optimum "
-        f"({optimum}), which is not on the grid; the last {min(SHOWN, toy['steps'])} of "
-        f"{toy['steps']} steps of the weight that flips most."
+        f"({optimum}), which is not on the grid; the last "
+        f"{toy['steps'] - toy['first']} of {toy['steps']} steps of the weight that flips most."
     ]
     for method, run in toy["methods"].items():
         parts.append(

@@ -1,5 +1,6 @@
 """What figures compute: correlations, settling, labels, looks."""
 
+import json
 import random
 
 import pytest
@@ -8,7 +9,7 @@ from tables.figures.accuracy_oscillation import RankCorrelation, series, spearma
 from tables.figures.cga_scale_trajectory import second_from_last, settling_step
 from tables.figures.data import natural
 from tables.figures.style import Looks, in_order, label
-from tables.figures.toy_regression import drawing_of, toy_document
+from tables.figures.toy_regression import DOCUMENT, drawing_of
 
 
 def test_spearman_agrees_with_scipy() -> None:
@@ -87,7 +88,7 @@ def test_twenty_methods_look_different_without_colour_or_with_it() -> None:
 
 
 def test_toy_regression_tells_what_came_out() -> None:
-    drawing = drawing_of(toy_document())
+    drawing = drawing_of(json.loads(DOCUMENT.read_text(encoding="utf-8")))
     assert "LSQ: " in drawing.caption
     assert "flips of it per 100 steps" in drawing.caption
     assert {row[0] for row in drawing.rows} == {"lsq", "statsq"}

@@ -11,6 +11,7 @@ import torch
 from ofq_core.data import Share, open_data, positions
 from ofq_core.data.random_state import seeded
 from ofq_core.errors import DataError
+from tests.patience import PATIENCE
 
 # Two workers on a machine with one core make PyTorch warn; the tests need two all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -223,7 +224,7 @@ for batch in data.train_batches(recipe, 0, 0, 2, Share(), torch.device("cpu")):
     torch.save(batch.images, {str(tmp_path / "batch.pt")!r})
     break
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)
     assert torch.equal(torch.load(tmp_path / "batch.pt", weights_only=True), images)
 
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from ofq_core.settings.methods import WEIGHT_METHODS
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/adding-a-method.md").read_text()
@@ -82,7 +83,7 @@ def python(tmp_path_factory):
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, f"{words}:\n{done.stdout}\n{done.stderr}"
         return done.stdout

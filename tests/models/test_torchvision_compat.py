@@ -11,6 +11,8 @@ import textwrap
 
 import pytest
 
+from tests.patience import PATIENCE
+
 HELPED = """
 import torch
 from ofq_core.models.torchvision_compat import import_torchvision
@@ -40,7 +42,7 @@ def python(code, *path):
         env={**os.environ, "PYTHONPATH": joined},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 # Seconds a stage, with one seed: the smoke preset has two.
 SMOKE = ("preset=smoke", "grid.seeds=[0]")
@@ -50,7 +52,7 @@ def fresh_command(environment):
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE,
         )
         return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
 
@@ -193,7 +195,7 @@ def clone_environment(environment):
 def shell(clone_environment):
     """A command in a folder of the clone; output and errors in `out`, as a terminal shows them."""
 
-    def run(folder, *words, timeout=300, **extra):
+    def run(folder, *words, timeout=PATIENCE, **extra):
         done = subprocess.run(
             words,
             cwd=folder,

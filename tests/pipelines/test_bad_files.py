@@ -48,17 +48,15 @@ class DyingObserver:
 
 
 @pytest.fixture(scope="session")
-def interrupted_run(trained):
+def interrupted_run(trained, torch_as_before):
     """A folder in which the stage `qat` was cut off after its first checkpoint."""
     folder = shutil.copytree(trained, trained.parent / "interrupted")
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, torch_as_before():
         patch.chdir(folder)
         patch.setattr(training, "ProgressBar", DyingObserver)
         inputs = Inputs(folder / "data/digits", folder / "results/teacher/teacher.pt")
         with pytest.raises(CutOff):
             training.train_run(load_study().experiment(), inputs, "qat", lambda message: None)
-    torch.use_deterministic_algorithms(deterministic)
     return folder
 
 

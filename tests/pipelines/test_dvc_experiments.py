@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.patience import PATIENCE
+
 pytestmark = pytest.mark.pipeline
 
 SMOKE = ("-S", "preset=smoke", "-S", "grid.seeds=[0]")
@@ -107,13 +109,11 @@ def test_plots_compare_with_the_commit(dialled, shell):
 
 @pytest.fixture
 def refused(clone, shell, snapshot):
-    """Run a command that must fail within seconds, train nothing and lose no result."""
+    """Run a command that must fail, train nothing and lose no result."""
 
     def run(*words):
         results, tables = snapshot(clone / "results"), snapshot(clone / "tables/rendered")
-        began = time.monotonic()
         done = shell(clone, *words)
-        assert time.monotonic() - began < 60
         assert done.code != 0
         assert "Traceback" not in done.out
         assert ran(done.out) in ([], ["check"])
@@ -195,7 +195,7 @@ def test_a_killed_stage_goes_on(clone, shell, command, clone_environment):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not list(clone.glob(".partial/*/checkpoint.pt")):
             assert process.poll() is None, "the stage ended before it could be killed"
             assert time.monotonic() < deadline
@@ -219,10 +219,11 @@ def test_a_killed_stage_goes_on(clone, shell, command, clone_environment):
 @pytest.fixture(scope="module")
 def queued(queue, shell):
     """The clone after both experiments went through the queue."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE
     while True:
         status = shell(queue.folder, "dvc", "queue", "status").out
-        if "Queued" not in status and "Running" not in status:
+        # Between two states an experiment may be in none.
+        if all(re.search(rf"{name}\s.*(Success|Failed)", status) for name in queue.names):
             break
         assert time.monotonic() < deadline, status
         time.sleep(1)

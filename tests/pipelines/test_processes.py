@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 # Every process says its rank into a file of its own; rank 1 then does what the test asks.
 PROGRAM = """
@@ -20,14 +22,18 @@ def run(argv):
         " ".join([str(os.getpid()), os.environ["WORLD_SIZE"], os.environ["OMP_NUM_THREADS"], *argv])
     )
     if argv[0] == "all":
+        # The launcher ends rank 1 when rank 0 has said it, however much later that starts.
+        stage.PATIENCE_SECONDS = 600
         raise DataError("data: gone")
     if argv[0] == "one" and rank == "1":
         stage.PATIENCE_SECONDS = 0.1
+        while not pathlib.Path("rank-0").exists():
+            time.sleep(0.01)
         raise DataError("data: gone")
     if argv[0] == "status" and rank == "1":
         os._exit(7)
     if argv[0] != "end":
-        time.sleep(60)
+        time.sleep(600)
 stage.stage_main(run, sys.argv[1:])
 """
 
@@ -56,14 +62,14 @@ def start(environment, tmp_path):
 
 
 def ended(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert out == ""
     return process.returncode, err
 
 
 def pids(folder):
     """Of both processes, once they run."""
-    for _ in range(600):
+    for _ in range(int(PATIENCE / 0.1)):
         files = [folder / f"rank-{rank}" for rank in range(2)]
         if all(file.exists() and file.read_text().count(" ") >= 3 for file in files):
             return [int(file.read_text().split()[0]) for file in files]

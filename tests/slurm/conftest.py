@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.patience import PATIENCE
+
 FOREIGN = ("MLFLOW_", "DVC_", "GIT_", "OFQ_", "SLURM_", "SBATCH_", "SUBMITIT_")
 SCRIPT = Path(__file__).with_name("cluster.sh")
 HAS_OWN_SLURM = 3  # cluster.sh's exit status on a machine whose SLURM is not the tests'
@@ -79,7 +81,9 @@ class Cluster:
         # sacct says "CANCELLED by 0".
         return "+".join(sorted({line.split()[0] for line in found.splitlines()})) or "UNKNOWN"
 
-    def wait(self, job_id: str, states: str | tuple[str, ...] | set[str], seconds: float = 60):
+    def wait(
+        self, job_id: str, states: str | tuple[str, ...] | set[str], seconds: float = PATIENCE
+    ):
         """Wait until the job, or each task of an array, is in one of `states`; give that back."""
         wanted = {states} if isinstance(states, str) else set(states)
         end = time.monotonic() + seconds
@@ -90,7 +94,7 @@ class Cluster:
             time.sleep(0.2)
         return state
 
-    def wait_for_reason(self, job_id: str, reason: str, seconds: float = 60):
+    def wait_for_reason(self, job_id: str, reason: str, seconds: float = PATIENCE):
         """Wait until this is why the job, or each task of an array, waits: SLURM tells it late."""
         asked = ["squeue", "-h", "-r", "-o", "%r", "-j", job_id]
         end = time.monotonic() + seconds
@@ -108,7 +112,7 @@ class Cluster:
         """Cancel every job, but those of these ids, and wait until none is left."""
         if ids := set(self.job_ids()) - set(but):
             self.run("scancel", *ids)
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while left := set(self.job_ids()) - set(but):
             if time.monotonic() > end:
                 raise TimeoutError(f"jobs {left} do not end")

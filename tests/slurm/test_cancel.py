@@ -293,7 +293,7 @@ def test_real_cluster(cluster, tmp_path, monkeypatch, capsys):
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
     jobs = Jobs(tmp_path)
-    first = cluster.submit("sleep 60", "--job-name=ofq-cancel")
+    first = cluster.submit("sleep 600", "--job-name=ofq-cancel")
     after = ("--kill-on-invalid-dep=yes", f"--dependency=afterok:{first}")
     array = cluster.submit("true", "--array=0-1", "--job-name=ofq-cancel", *after)
     ids = {"teacher": first, "grid@a": f"{array}_0", "grid@b": f"{array}_1"}

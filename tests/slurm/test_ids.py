@@ -1,6 +1,5 @@
 """Ids that were never written down: `slurm.ids.lost_ids`, and how `attach` waits for them."""
 
-import threading
 import time
 from datetime import datetime
 
@@ -14,6 +13,7 @@ from slurm.profile import load_profile
 from slurm.states import State
 from slurm.status import cells
 from slurm.survey import survey
+from tests.slurm.clock import Clock
 from tests.slurm.test_status import PENDING, RUNNING, Workspace
 
 LAUNCH = "20250102-030405-abcdef01"
@@ -178,30 +178,28 @@ def test_id_that_nobody_knows(workspace, monkeypatch):
 
 
 @pytest.fixture
-def follow(workspace, monkeypatch):
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(slurm_attach, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def follow(workspace, clock, monkeypatch):
     """Attach to a job, in the test's own time: its exit status."""
-    monkeypatch.setattr(slurm_attach, "TICK", 0.01)
-    monkeypatch.setattr(slurm_attach, "SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(slurm_attach, "job_states", workspace.answer)
     monkeypatch.setattr(slurm_attach, "collect", lambda *_: None)
-    profile = load_profile("local").model_copy(update={"poll_seconds": 0.05})
+    profile = load_profile("local").model_copy(update={"poll_seconds": 0.5})
     return lambda job: attach(workspace.jobs, job, profile)
 
 
-def later(seconds, action):
-    timer = threading.Timer(seconds, action)
-    timer.start()
-    return timer
-
-
-def test_attach_waits_while_slurm_does_not_answer(workspace, programs, follow, capsys):
+def test_attach_waits_while_slurm_does_not_answer(workspace, programs, follow, clock, capsys):
     job = workspace.job("qat", launch=LAUNCH)
     launched(workspace, job.name)
     programs.put("squeue", status=1)
-    timer = later(0.6, lambda: write_json(job.path / "done.json", {"files": {}}))
+    clock.later(6, lambda: write_json(job.path / "done.json", {"files": {}}))
 
     assert follow(job) == 0
-    timer.join()
 
     assert "not known: SLURM does not answer" in capsys.readouterr().err
 
@@ -218,17 +216,16 @@ def test_attach_finds_a_lost_id(workspace, programs, follow, capsys):
 
 
 @pytest.mark.parametrize("executor", ["slurm", "local"])
-def test_attach_waits_for_a_submission(workspace, programs, follow, capsys, executor):
+def test_attach_waits_for_a_submission(workspace, programs, follow, clock, capsys, executor):
     job = workspace.job("qat", launch=LAUNCH, submitted=time.time(), executor=executor)
     launched(workspace, job.name)
     programs.put("squeue")
     record = job.record()
     record.job_id = "12"
     workspace.states["12"] = State("OUT_OF_MEMORY")
-    timer = later(0.6, lambda: job.write(record))
+    clock.later(6, lambda: job.write(record))
 
     assert follow(job) == 1
-    timer.join()
 
     said = capsys.readouterr().err
     assert "qat: job ? pending (being submitted)" in said
@@ -245,10 +242,9 @@ def test_attach_gives_up_on_what_never_reached_slurm(workspace, programs, follow
     assert "qat: job ? failed: it never reached SLURM" in capsys.readouterr().err
 
 
-def test_attach_gives_up_on_what_slurm_refused(workspace, programs, follow):
+def test_attach_gives_up_on_what_slurm_refused(workspace, programs, follow, clock):
     job = workspace.job("qat", launch=LAUNCH, submitted=time.time())
     programs.put("squeue")
-    timer = later(0.3, (job.path / "job.json").unlink)
+    clock.later(3, (job.path / "job.json").unlink)
 
     assert follow(job) == 1
-    timer.join()

@@ -12,6 +12,7 @@ from slurm.contents import list_path, md5_file
 from slurm.jobs import Input, Job, Jobs, Record, Task, exclusive
 from slurm.layout import StageError, stage_inputs
 from slurm.snapshot import lay_out
+from tests.patience import PATIENCE
 
 TEACHER, WEIGHTS = "results/teacher", "results/teacher/teacher.pt"
 
@@ -216,7 +217,7 @@ def test_one_at_a_time(tmp_path):
     process = context.Process(target=hold, args=(tmp_path / "lock", ready, go))
     process.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(PATIENCE)
         with exclusive(tmp_path / "lock", seconds=0) as held:
             assert not held
     finally:

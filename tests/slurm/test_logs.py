@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,8 @@ from slurm.errors import SlurmError
 from slurm.jobs import Job, Jobs, Record, Task, write_json
 from slurm.logs import Printer, main
 from slurm.states import GONE, State
+from tests.patience import PATIENCE
+from tests.slurm.clock import Clock
 from tests.slurm.test_status import PENDING, RUNNING, Workspace, attempt
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,10 +24,14 @@ ANNOUNCED = re.compile(r"--- attempt (\d+): job (\S+) on (\S+) since .*\d\d:\d\d
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
-    monkeypatch.setattr(logs, "POLL_SECONDS", 0.1)
-    monkeypatch.setattr(logs, "TICK", 0.02)
-    monkeypatch.setattr(logs, "SETTLE_SECONDS", 0.2)
     return Workspace(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(logs, "time", clock)
+    return clock
 
 
 def started(workspace, stage="qat", job_id="1", state=RUNNING, log="one\n", **record):
@@ -223,13 +228,7 @@ def test_latest_job_or_the_one_asked_for(workspace, capsys):
 # Following
 
 
-def later(seconds, action):
-    timer = threading.Timer(seconds, action)
-    timer.start()
-    return timer
-
-
-def test_follow_until_it_succeeds(workspace, capsys):
+def test_follow_until_it_succeeds(workspace, clock, capsys):
     job = started(workspace)
 
     def finish():
@@ -237,48 +236,41 @@ def test_follow_until_it_succeeds(workspace, capsys):
             log.write("two\n")
         write_json(job.path / "done.json", {"files": {}})
 
-    timer = later(0.3, finish)
+    clock.later(3, finish)
     assert main(["qat", "-f"]) == 0
-    timer.join()
 
     said = capsys.readouterr()
     assert said.out.splitlines()[1:] == ["one", "two"]
     assert said.err == ""
 
 
-def test_follow_until_it_fails(workspace, capsys):
+def test_follow_until_it_fails(workspace, clock, capsys):
     job = started(workspace)
     failure = {"message": "exit status 1", "log": []}
-    timer = later(0.2, lambda: write_json(job.path / "failed.json", failure))
+    clock.later(3, lambda: write_json(job.path / "failed.json", failure))
 
     assert main(["qat", "-f"]) == 1
-    timer.join()
 
     assert capsys.readouterr().err == "qat: job 1 failed: exit status 1\n"
 
 
 @pytest.mark.parametrize("end", [State("CANCELLED"), GONE, State("OUT_OF_MEMORY")])
-def test_follow_a_job_that_ends_without_a_word(workspace, capsys, end):
+def test_follow_a_job_that_ends_without_a_word(workspace, clock, capsys, end):
     started(workspace)
-    timer = later(0.2, lambda: workspace.states.update({"1": end}))
+    clock.later(3, lambda: workspace.states.update({"1": end}))
 
     assert main(["qat", "-f"]) == 1
-    timer.join()
 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("qat: job 1 ")
 
 
-def test_follow_tells_once_why_a_job_waits(workspace, capsys):
+def test_follow_tells_once_why_a_job_waits(workspace, clock, capsys):
     job = workspace.job("qat", "1", PENDING)
-    timers = [
-        later(0.3, lambda: workspace.states.update({"1": State("PENDING", "Resources")})),
-        later(0.6, lambda: write_json(job.path / "done.json", {"files": {}})),
-    ]
+    clock.later(8, lambda: workspace.states.update({"1": State("PENDING", "Resources")}))
+    clock.later(20, lambda: write_json(job.path / "done.json", {"files": {}}))
 
     assert main(["qat", "-f"]) == 0
-    for timer in timers:
-        timer.join()
 
     reasons = [line.split(": ")[2] for line in capsys.readouterr().err.splitlines()]
     assert reasons == ["Priority", "Resources"]
@@ -298,7 +290,7 @@ def test_ctrl_c_is_quiet(workspace, tmp_path):
     )
     assert process.stdout.readline().startswith("--- attempt 1")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 130
     assert err == ""

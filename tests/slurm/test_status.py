@@ -1,6 +1,7 @@
 """`python -m slurm.status` on hand-made folders, and once on the real cluster."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -124,7 +125,7 @@ def test_running_job_with_its_progress(workspace, capsys):
     ((stage, number, state, node, elapsed, *rest),), _ = shown(capsys)
 
     assert (stage, number, state, node) == ("qat", "5", "running", "n1")
-    assert elapsed in ("1:02:03", "1:02:04")
+    assert re.fullmatch(r"1:0[2-9]:\d\d", elapsed), "3723 s, and what the test took"
     assert rest == ["3/9", "1.234", "93.10", "%", "2:05"]
 
 
@@ -147,7 +148,8 @@ def test_time_counts_over_all_starts(workspace):
 
     (found,) = survey(workspace.jobs)
 
-    assert found.seconds == pytest.approx(150.0, abs=2.0)
+    # And what the test took: less than the shortest of them.
+    assert found.seconds == pytest.approx(150.0, abs=40.0)
     assert cells(found)[5] == "3"
     workspace.states["5"] = PENDING
     (found,) = refresh(workspace.jobs, [found])
@@ -296,18 +298,29 @@ def test_slow_modules_stay_out():
 
 
 def test_a_thousand_jobs_are_quick(workspace, capsys):
-    for number in range(1000):
-        job = workspace.job(f"grid@ofq-2-{number}", f"1_{number}", RUNNING)
-        write_json(job.path / "attempts.json", [attempt(f"1_{number}")])
-        write_json(job.path / "progress.json", {"epoch": 1, "epochs": 2, "loss": 1.0})
+    """One question to SLURM, and work that grows with the jobs and not with their square."""
+    calls = []
+    for many in (100, 1000):
+        for number in range(many):
+            job = workspace.job(f"grid@ofq-2-{number}", f"1_{number}", RUNNING)
+            write_json(job.path / "attempts.json", [attempt(f"1_{number}")])
+            write_json(job.path / "progress.json", {"epoch": 1, "epochs": 2, "loss": 1.0})
+        workspace.asked.clear()
+        count = 0
 
-    began = time.process_time()
-    _, last = shown(capsys)
+        def look(frame, event, argument):
+            nonlocal count
+            count += event in ("call", "c_call")
 
-    assert last == "1000 running"
-    # 0.4 s on a slow machine; what matters is that it does not grow with the square.
-    assert time.process_time() - began < 3.0
-    assert len(workspace.asked) == 1
+        sys.setprofile(look)
+        try:
+            _, last = shown(capsys)
+        finally:
+            sys.setprofile(None)
+        calls.append(count)
+        assert last == f"{many} running"
+        assert len(workspace.asked) == 1
+    assert calls[1] < 15 * calls[0]
 
 
 @pytest.mark.slurm
@@ -315,7 +328,7 @@ def test_real_cluster(cluster, tmp_path, monkeypatch, capsys):
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
     jobs = Jobs(tmp_path)
-    first = cluster.submit("sleep 60", "--job-name=ofq-status")
+    first = cluster.submit("sleep 600", "--job-name=ofq-status")
     after = f"--dependency=afterok:{first}"
     array = cluster.submit("true", "--array=0-1", "--job-name=ofq-status", after)
     ids = {"teacher": first, "grid@a": f"{array}_0", "grid@b": f"{array}_1"}

@@ -13,6 +13,7 @@ import pytest
 
 from slurm.jobs import Jobs
 from slurm.sweeps import Sweeps
+from tests.patience import PATIENCE
 
 SMOKE = ("preset=smoke", "grid.seeds=[0]")
 GRID = tuple(
@@ -30,7 +31,12 @@ def run(tmp_path_factory, user_environment):
 
     def call(folder, *words, **extra):
         done = subprocess.run(
-            words, cwd=folder, env=environment | extra, capture_output=True, text=True, timeout=600
+            words,
+            cwd=folder,
+            env=environment | extra,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
 
@@ -185,16 +191,16 @@ def test_two_by_two_on_a_cluster(cluster, work, run):
 @pytest.mark.pipeline
 def test_requeued_and_failed_on_a_cluster(cluster, work, run):
     """One goes on from its checkpoint whenever SLURM starts it again, one fails, and is said to."""
-    values = (*SMOKE, "recipe.epochs=150", "teacher.checkpoint=null,nowhere.pt")
+    values = (*SMOKE, "recipe.epochs=300", "teacher.checkpoint=null,nowhere.pt")
     words = [word for value in values for word in ("-S", value)]
     done = sweep(run, work, *words, "--profile", "generic", OFQ_TRACKING="off")
     assert done.code == 0, done.err
     found = listed(work)
-    good, bad = (found[f"recipe.epochs=150 teacher.checkpoint={x}"] for x in ("null", "nowhere.pt"))
+    good, bad = (found[f"recipe.epochs=300 teacher.checkpoint={x}"] for x in ("null", "nowhere.pt"))
     # With time to save, and without.
     ways = (["scancel", "--signal=USR2"], ["scontrol", "requeue"])
     for starts, way in enumerate(ways, 1):
-        end = time.monotonic() + 200
+        end = time.monotonic() + PATIENCE
         while not trains(good, starts):
             assert time.monotonic() < end, good.log.read_text()
             assert good.failed() is None, good.failed()

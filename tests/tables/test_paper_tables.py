@@ -14,6 +14,7 @@ import pytest
 
 from tables.errors import TableError
 from tables.paper import TABLES, Rendered, render_all
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from tests.tables.conftest import SyntheticStudy
@@ -107,7 +108,7 @@ def test_the_documents_compile(rendered_all: list[Rendered]) -> None:
             ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", one.paths.latex.name],
             cwd=one.paths.latex.parent,
             capture_output=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
         log = done.stdout.decode("utf-8", errors="replace")

@@ -8,6 +8,7 @@ import pytest
 
 from tables.latex import escape
 from tables.write import RenderedPaths
+from tests.patience import PATIENCE
 
 SPECIAL = "\\ { } ~ ^ & % $ # _ < > | \" ' ` ± \N{MINUS SIGN} — Δ é"
 
@@ -32,7 +33,7 @@ class Compiler:
             ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"],
             cwd=self.folder,
             capture_output=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
         log = done.stdout.decode("utf-8", errors="replace")

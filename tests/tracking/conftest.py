@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
-START_SECONDS = 120
+from tests.patience import PATIENCE
+
 CODE = Path(__file__).resolve().parents[2]
 HEADER = (
     "epoch,phase,lr,train_loss,train_hard_loss,train_soft_loss,val_loss,val_top1,seconds,"
@@ -130,7 +131,7 @@ def start_cli(root: Path, *words: str, **changes: str) -> subprocess.Popen[str]:
 
 def run_cli(root: Path, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
     process = start_cli(root, *words, **changes)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -215,7 +216,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and server.poll() is None:
         try:
             urllib.request.urlopen(f"{url}/health", timeout=2).close()

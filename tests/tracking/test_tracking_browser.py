@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(
@@ -30,7 +32,6 @@ OPTIONS = (
     "--no-first-run",
     "--window-size=1500,1000",
 )
-PAGE_SECONDS = 60
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
 def wait_for(browser: Any, *texts: str) -> str:
     """The page's text once it shows all of `texts`."""
     shown = ""
-    deadline = time.monotonic() + PAGE_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         shown = browser.execute_script("return document.body ? document.body.innerText : ''")
         if all(text in shown for text in texts):
@@ -64,7 +65,7 @@ def wait_for(browser: Any, *texts: str) -> str:
 
 
 def wait_for_absence(browser: Any, text: str) -> str:
-    deadline = time.monotonic() + PAGE_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         shown = browser.execute_script("return document.body.innerText")
         if text not in shown:
@@ -75,7 +76,7 @@ def wait_for_absence(browser: Any, text: str) -> str:
 
 def click(browser: Any, text: str) -> None:
     """Click the first visible thing with exactly this text, as a reader would."""
-    deadline = time.monotonic() + PAGE_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         for element in browser.find_elements("xpath", f"//*[normalize-space(text())='{text}']"):
             try:
@@ -93,7 +94,7 @@ def run_ids(address: str) -> dict[str, str]:
         data=json.dumps({"experiment_ids": ["1"]}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         runs = json.load(answer)["runs"]
     return {run["info"]["run_name"]: run["info"]["run_id"] for run in runs}
 

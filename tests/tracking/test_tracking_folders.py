@@ -22,6 +22,7 @@ from pipelines.tracking.where import (
     repo_root,
     tracking_uri,
 )
+from tests.patience import PATIENCE
 
 MakeRun = Callable[..., Path]
 
@@ -195,16 +196,16 @@ def _answer_once(server: socket.socket, reply: bytes | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "reason"),
-    [(b"HTTP/1.0 503 no\r\n\r\n", "answers 503"), (None, "timed out")],
+    ("reply", "reason", "timeout"),
+    [(b"HTTP/1.0 503 no\r\n\r\n", "answers 503", PATIENCE), (None, "timed out", 0.5)],
 )
-def test_a_server_that_does_not_work(reply: bytes | None, reason: str) -> None:
+def test_a_server_that_does_not_work(reply: bytes | None, reason: str, timeout: float) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=_answer_once, args=(server, reply))
         thread.start()
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(StoreError, match=reason):
-            check_reachable(uri, timeout=0.5)
+            check_reachable(uri, timeout=timeout)
         thread.join()
 
 

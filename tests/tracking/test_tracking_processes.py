@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.tracking import background
+from tests.patience import PATIENCE
 
 MakeRun = Callable[..., Path]
 MakeTables = Callable[..., Path]
@@ -22,7 +23,7 @@ CliStart = Callable[..., "subprocess.Popen[str]"]
 
 NOWHERE = "http://127.0.0.1:9"
 # Seconds. MLflow by itself tries again for minutes, and a stage waits a minute for the logging.
-SOON = 30.0
+SOON = 55.0
 
 
 def logged(root: Path) -> list[str]:
@@ -101,7 +102,7 @@ def test_two_processes_make_one_store_one_parent_and_no_duplicates(
     words = ("--root", str(tmp_path))
     both = [cli_start(tmp_path, "log", str(shared), str(own), *words) for own in (first, second)]
     for process in both:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, err
     assert logged(tmp_path) == [
         "OFQ (StatsQ + QKR + CGA)",
@@ -115,7 +116,7 @@ def test_two_processes_make_one_store_one_parent_and_no_duplicates(
 def test_the_helper_logs_what_the_stage_hands_over(
     repo: Path, make_run: MakeRun, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with background() as tracker:
+    with background(wait_seconds=PATIENCE) as tracker:
         tracker.log(make_run(repo))
     assert logged(repo) == ["OFQ (StatsQ + QKR + CGA)", "ofq-w2a2-s0"]
     assert capfd.readouterr() == ("", "")
@@ -128,7 +129,7 @@ def test_a_temporary_experiment_logs_to_the_main_repository(
     (workspace / ".dvc").mkdir(parents=True)
     monkeypatch.chdir(workspace)
     folder = make_run(workspace, bits=3, folder="experiment")
-    with background() as tracker:
+    with background(wait_seconds=PATIENCE) as tracker:
         tracker.log(folder.relative_to(workspace))
     assert logged(repo) == ["experiments", "ofq-w3a3-s0"]
     assert not (workspace / "mlflow.db").exists()
@@ -161,7 +162,7 @@ def test_a_corrupt_database_is_left_alone(
 ) -> None:
     content = b"not a database " * 100
     (repo / "mlflow.db").write_bytes(content)
-    with background() as tracker:
+    with background(wait_seconds=PATIENCE) as tracker:
         tracker.log(make_run(repo))
     assert "file is not a database. The results are safe in" in capfd.readouterr().err
     assert (repo / "mlflow.db").read_bytes() == content
@@ -170,7 +171,7 @@ def test_a_corrupt_database_is_left_alone(
 def test_a_broken_folder_does_not_fail_the_stage(
     repo: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with background() as tracker:
+    with background(wait_seconds=PATIENCE) as tracker:
         tracker.log(repo / "results/digits/none")
     assert "settings.yaml is missing" in capfd.readouterr().err
 
@@ -229,10 +230,10 @@ from pipelines.tracking import background
 with background() as tracker:
     if os.fork() == 0:          # like a data loader: it inherits the pipe and outlives the stage
         os.close(1)
-        time.sleep(60)
+        time.sleep(600)
         os._exit(0)
     print(tracker._process.pid, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -262,7 +263,7 @@ def test_the_helper_of_a_killed_stage_ends_and_logs_nothing(
             assert alive(helper)
             stage.kill()
             stage.wait()
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE
             while alive(helper) and time.monotonic() < deadline:
                 time.sleep(0.1)
             assert not alive(helper)

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
+
 
 def ask(address: str, path: str) -> Any:
-    with urllib.request.urlopen(f"{address}/api/2.0/{path}", timeout=30) as answer:
+    with urllib.request.urlopen(f"{address}/api/2.0/{path}", timeout=PATIENCE) as answer:
         return json.load(answer)
 
 
@@ -34,7 +36,7 @@ def test_logging_to_a_server(
         data=json.dumps({"experiment_ids": [found["experiment_id"]]}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(search, timeout=30) as answer:
+    with urllib.request.urlopen(search, timeout=PATIENCE) as answer:
         runs = {run["info"]["run_name"]: run["info"] for run in json.load(answer)["runs"]}
     assert runs.keys() == {"OFQ (StatsQ + QKR + CGA)", "ofq-w2a2-s0"}
     files = ask(address, f"mlflow/artifacts/list?run_id={runs['ofq-w2a2-s0']['run_id']}")["files"]

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.patience import PATIENCE
+
 CELL = "grid@ofq-2-0"
 RESULT = "results/smoke/ofq-w2a2-s0"
 # The last 120 are CGA's. 12-30 s on one thread, saved every second.
@@ -53,7 +55,7 @@ class Following:
         """Whether it has not ended."""
         return self.process.poll() is None
 
-    def ends(self, seconds=240):
+    def ends(self, seconds=PATIENCE):
         """Its exit status."""
         return self.process.wait(timeout=seconds)
 
@@ -74,8 +76,8 @@ class Study:
         self.folder, self.home = folder, home
         self.started: list[Following] = []
         # Files by which a test steers the stage, see hungry.py.
-        self.pause, self.eat = home / "pause", home / "eat"
-        self.steering = {"SURVIVE_PAUSE": str(self.pause), "SURVIVE_EAT": str(self.eat)}
+        self.hold, self.eat = home / "hold", home / "eat"
+        self.steering = {"SURVIVE_HOLD": str(self.hold), "SURVIVE_EAT": str(self.eat)}
         self.environment = environment(
             home,
             OFQ_TRACKING="off",
@@ -101,7 +103,7 @@ class Study:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stdout
         return done.stdout
@@ -113,7 +115,7 @@ class Study:
         self.started.append(Following(words, output, **options))
         return self.started[-1]
 
-    def until(self, condition, seconds=90):
+    def until(self, condition, seconds=PATIENCE):
         """Wait for something, give it back."""
         end = time.monotonic() + seconds
         while not (found := condition()):
@@ -146,6 +148,15 @@ class Study:
     def attempts(self):
         """Every start so far."""
         return self.job.attempts() if self.job else []
+
+    def hold_at(self, epoch):
+        """Have attempts stop in this epoch or a later one until they are told to save and end."""
+        self.hold.with_suffix(".new").write_text(str(epoch))
+        self.hold.with_suffix(".new").replace(self.hold)
+
+    def let_go(self):
+        """Have attempts train to the end."""
+        self.hold.unlink()
 
     def trains(self, attempt, epoch=1):
         """Wait until this attempt, counted from 1, trains this epoch; give back the epoch."""

@@ -13,16 +13,18 @@ pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
 
 def test_time_limit(study, reference, same_run, cluster):
-    # SLURM tells a job of its limit up to 30 s early: 20-50 s after this one has begun. Training
-    # must take longer than that. The process that reads images gets the signal, too.
-    study.profile(time="00:02:00", signal_delay_seconds=70, workers=1)
-    study.pause.write_text("0.15")
+    # The process that reads images gets the signal, too.
+    study.profile(signal_delay_seconds=70, workers=1)
+    study.hold_at(1)
     study.well("python", "-m", "slurm.submit", study.CELL)
     following = study.start("dvc", "repro", study.CELL)
-    assert study.stopped(1) == study.SAVED
+    study.trains(1)
     study.saved()
+    # SLURM tells it 70 to 100 s before its time is up: two minutes after it began, or by now.
+    cluster.run("scontrol", "update", f"jobid={study.id}", "timelimit=2")
+    assert study.stopped(1) == study.SAVED
     # The rest in one go.
-    study.pause.unlink()
+    study.let_go()
     cluster.run("scontrol", "update", f"jobid={study.id}", "timelimit=60")
     assert following.ends() == 0, following.out
     same_run(study, reference)
@@ -33,10 +35,12 @@ def test_time_limit(study, reference, same_run, cluster):
 @pytest.mark.parametrize("partition", ["main", "plain"])
 def test_preemption_with_and_without_user_signal(study, reference, same_run, cluster, partition):
     study.profile(partition=partition)
+    study.hold_at(10)
     following = study.start("dvc", "repro", study.CELL)
     first = study.trains(1, epoch=10)
     preempt(cluster, study)
     told = study.stopped(1)
+    study.hold_at(study.CGA)
     second = study.trains(2, epoch=study.CGA)
     try:
         cluster.control("user-signal", "off")
@@ -44,6 +48,7 @@ def test_preemption_with_and_without_user_signal(study, reference, same_run, clu
         untold = study.stopped(2)
     finally:
         cluster.control("user-signal", "on")
+    study.let_go()
     assert following.ends() == 0, following.out
     same_run(study, reference)
     # Without grace SLURM sends SIGTERM along with the signal, and either may come first.
@@ -65,9 +70,10 @@ def preempt(cluster, study):
 
 def test_requeue_and_a_cluster_that_does_not_answer(study, reference, same_run, cluster):
     # Training must outlast the controller's absence.
-    study.pause.write_text("0.05")
+    study.hold_at(10)
     following = study.start("dvc", "repro", study.CELL)
     first = study.trains(1, epoch=10)
+    study.hold_at(study.CGA)
     cluster.run("scontrol", "requeue", study.id)
     study.trains(2)
     cluster.control("controller", "stop")
@@ -78,8 +84,9 @@ def test_requeue_and_a_cluster_that_does_not_answer(study, reference, same_run, 
     cluster.control("accounting", "stop")
     try:
         second = study.trains(2, epoch=study.CGA)
-        study.pause.unlink()
         cluster.run("scontrol", "requeue", study.id)
+        study.stopped(2)
+        study.let_go()
         assert following.ends() == 0, following.out
     finally:
         cluster.control("accounting", "start")
@@ -92,6 +99,7 @@ def test_requeue_and_a_cluster_that_does_not_answer(study, reference, same_run, 
 
 
 def test_node_failure(study, reference, same_run, cluster):
+    study.hold_at(study.CGA)
     study.well("python", "-m", "slurm.submit", study.CELL)
     following = study.start("dvc", "repro", study.CELL)
     epoch = study.trains(1, epoch=study.CGA)
@@ -102,6 +110,8 @@ def test_node_failure(study, reference, same_run, cluster):
     node = study.attempts[0]["nodes"]
     cluster.control("node-fail", node)
     try:
+        study.stopped(1)
+        study.let_go()
         assert following.ends() == 0, following.out
     finally:
         cluster.control("node-resume", node)

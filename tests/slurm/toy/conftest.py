@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[3]
 PIPELINE = Path(__file__).with_name("pipeline")
 # Small, so that many run at once; asked often, so that tests do not wait.
@@ -31,6 +33,8 @@ class Toy:
     def __init__(self, folder: Path, home: Path, environment) -> None:
         self.folder = folder
         self.log = home / "log"
+        # A stage that is `slow` until this is there: `toy.gate.touch()` lets it end.
+        self.gate = home / "gate"
         self.started = []
         self.environment = environment(
             home, TOY_LOG=str(self.log), OFQ_PROFILE=str(home / "toy.yaml")
@@ -55,7 +59,7 @@ class Toy:
         self.started.append(process)
         return process
 
-    def run(self, *words, timeout=120, **extra):
+    def run(self, *words, timeout=PATIENCE, **extra):
         """A command; its output as a terminal shows it."""
         done = subprocess.run(
             words,
@@ -108,7 +112,7 @@ class Toy:
         """The latest job of a stage."""
         return self.jobs().of_stage(stage)[0]
 
-    def until(self, condition, seconds=60):
+    def until(self, condition, seconds=PATIENCE):
         """Wait for something."""
         end = time.monotonic() + seconds
         while not condition():

@@ -3,11 +3,13 @@
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
 from slurm.collect import collect, take_over
 from slurm.ids import lost_ids
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
@@ -15,12 +17,13 @@ ALL = ["grid@a", "grid@b", "grid@c", "grid@d", "tables", "teacher"]
 
 
 def test_killed_dvc_attaches_again(toy):
-    toy.set(slow={"grid": 4})
+    toy.set(slow={"grid": str(toy.gate)})
     toy.submit()
     process = toy.start("dvc", "repro")
     toy.until(lambda: (toy.folder / "results/teacher/a.txt").exists())
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    toy.gate.touch()
     toy.repro()
     assert toy.ran() == ["check", *ALL]
 
@@ -42,16 +45,31 @@ def test_killed_while_collecting(toy):
     assert toy.ran() == []
 
 
+def waiting(toy):
+    """Processes of `slurm.run` in the workspace."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (place / "cmdline").read_bytes().decode().split("\0")
+            if "slurm.run" in words and (place / "cwd").readlink() == toy.folder:
+                yield place
+        except OSError:
+            continue
+
+
 def test_an_orphan_leaves_the_outputs_to_the_one_that_came_after(toy):
     """kill -9 of DVC alone: its child still waits for the job, and the next DVC does, too."""
-    toy.set(slow={"teacher": 6})
+    toy.set(slow={"teacher": str(toy.gate)})
     process = toy.start("dvc", "repro", "teacher")
     toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
     os.kill(process.pid, signal.SIGKILL)
     # Reaped, or DVC's lock takes it for alive.
     process.wait()
-    toy.repro("teacher")
-    out, _ = process.communicate(timeout=120)
+    second = toy.start("dvc", "repro", "teacher")
+    toy.until(lambda: len(list(waiting(toy))) == 2)
+    toy.gate.touch()
+    said, _ = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 0, said
+    out, _ = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in out
     assert toy.ran() == ["check", "teacher"]
     assert "up to date" in toy.repro("teacher")
@@ -76,7 +94,7 @@ def test_a_damaged_result_is_made_again(toy, how):
 
 def test_a_requeued_job_does_not_need_what_was_collected(toy, cluster):
     """Its inputs were laid out when it first started; the job that made them has gone since."""
-    toy.set(slow={"grid": 10})
+    toy.set(slow={"grid": str(toy.gate)})
     toy.submit("grid@a")
     cell = toy.job("grid@a")
     toy.until(lambda: toy.log.exists() and "grid@a" in toy.log.read_text())
@@ -85,7 +103,9 @@ def test_a_requeued_job_does_not_need_what_was_collected(toy, cluster):
     teacher = toy.job("teacher")
     toy.until(teacher.retired)
     cluster.run("scontrol", "requeue", cell.record().job_id)
-    out, _ = process.communicate(timeout=120)
+    toy.until(lambda: len(cell.attempts()) == 2)
+    toy.gate.touch()
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out
     assert [attempt["how"].split()[0] for attempt in cell.attempts()][-1] == "finished"
     assert len(cell.attempts()) == 2
@@ -94,12 +114,11 @@ def test_a_requeued_job_does_not_need_what_was_collected(toy, cluster):
 @pytest.mark.parametrize("way", ["cancel", "leave"])
 def test_ctrl_c(toy, cluster, way):
     toy.profile(on_interrupt=way)
-    # One that is cancelled must not end by itself before.
-    toy.set(slow={"teacher": 300 if way == "cancel" else 5})
+    toy.set(slow={"teacher": str(toy.gate)})
     process = toy.start("dvc", "repro", "teacher")
     toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     job_id = toy.job("teacher").record().job_id
     if way == "cancel":
@@ -107,8 +126,8 @@ def test_ctrl_c(toy, cluster, way):
         assert cluster.wait(job_id, {"CANCELLED", "COMPLETED"}) == "CANCELLED"
     else:
         assert f"job {job_id} goes on" in out
+    toy.gate.touch()
     toy.ran()
-    toy.set(slow={})
     toy.repro("teacher")
     assert toy.ran() == (["teacher"] if way == "cancel" else [])
 

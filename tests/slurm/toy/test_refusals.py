@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE
+
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
 
@@ -98,7 +100,7 @@ def test_a_folder_that_nodes_do_not_see(toy, cluster, tmp_path):
         env=toy.environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.fail(f"no mount namespace here: {done.stderr}")
@@ -117,7 +119,7 @@ def test_the_probe_runs_once(toy):
 def test_a_busy_cluster_does_not_hold_up_the_submission(toy, cluster):
     """No node is free for the probe: said, and gone on."""
     toy.profile(probe_seconds=2)
-    filling = [cluster.submit("sleep 60", "--exclusive", "--nodes=1") for _ in range(2)]
+    filling = [cluster.submit("sleep 600", "--exclusive", "--nodes=1") for _ in range(2)]
     for job in filling:
         cluster.wait(job, "RUNNING")
     try:

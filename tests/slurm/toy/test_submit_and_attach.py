@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.patience import PATIENCE
+
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
 ALL = ["grid@a", "grid@b", "grid@c", "grid@d", "tables", "teacher"]
@@ -44,7 +46,7 @@ def test_submitting_twice_submits_nothing_twice(toy, cluster):
 
 def test_two_at_once_submit_nothing_twice(toy):
     both = [toy.start("python", "-m", "slurm.submit") for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     toy.repro()
     assert [stage for stage in toy.ran() if stage != "check"] == ALL
@@ -201,7 +203,7 @@ def test_edits_while_dvc_waits_are_not_taken_for_what_was_run(toy):
     process = toy.start("dvc", "repro", "teacher")
     toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
     toy.set(text="edited")
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert "changed while its job ran" in out
     assert not (toy.folder / "results/teacher").exists()

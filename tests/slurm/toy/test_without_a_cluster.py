@@ -6,6 +6,8 @@ import signal
 import psutil
 import pytest
 
+from tests.patience import PATIENCE
+
 
 def test_local_executor(local_toy):
     """No job waits for another there: the first level is sent, `dvc repro` sends the others."""
@@ -28,7 +30,7 @@ def test_local_failure(local_toy):
 
 def test_local_requeue(local_toy):
     """The signal before a time limit: saved, requeued by submitit, finished in a second attempt."""
-    local_toy.set(slow={"teacher": 4})
+    local_toy.set(slow={"teacher": str(local_toy.gate)})
     local_toy.submit()
     started = local_toy.log
     local_toy.until(lambda: started.exists() and "teacher" in started.read_text())
@@ -36,6 +38,8 @@ def test_local_requeue(local_toy):
     # The controller's only child is the task, which gets the signal.
     (task,) = psutil.Process(int(job.record().job_id)).children()
     task.send_signal(signal.SIGUSR2)
+    local_toy.until(lambda: len(job.attempts()) == 2)
+    local_toy.gate.touch()
     local_toy.until(lambda: job.done() is not None)
     first, second = job.attempts()
     assert first["how"] == "told to save, stopped and requeued"
@@ -49,7 +53,7 @@ def test_local_ctrl_c(local_toy):
     process = local_toy.start("dvc", "repro", "teacher")
     local_toy.until(lambda: local_toy.log.exists() and "teacher" in local_toy.log.read_text())
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=PATIENCE)
     job_id = local_toy.job("teacher").record().job_id
     assert f"job {job_id} cancelled" in out
     local_toy.until(lambda: not os.path.exists(f"/proc/{job_id}/cmdline"))

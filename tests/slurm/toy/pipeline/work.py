@@ -1,7 +1,7 @@
 """A stage that takes no time: `python work.py OUT [INPUT ...]` writes its name and its inputs.
 
 $TOY_LOG gets a line for every run. params.yaml says which stage fails, and which takes how many
-seconds: a grid all of its cells.
+seconds, or until a file is there: a grid all of its cells.
 """
 
 import os
@@ -17,7 +17,12 @@ stage = os.environ["DVC_STAGE"]
 with open(os.environ["TOY_LOG"], "a") as log:
     log.write(f"{stage}\n")
 print(f"{stage} works in {Path.cwd()}", flush=True)
-time.sleep(params["slow"].get(stage.partition("@")[0], 0))
+slow = params["slow"].get(stage.partition("@")[0], 0)
+if isinstance(slow, str):
+    while not os.path.exists(slow):
+        time.sleep(0.05)
+else:
+    time.sleep(slow)
 if params["fails"] == stage:
     raise ValueError(f"boom in {stage}")
 

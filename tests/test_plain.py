@@ -74,14 +74,6 @@ def assert_same(model, images):
         )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("kind", [VIT, SWIN], ids=["vit", "swin"])
 @pytest.mark.parametrize("qkr", [False, True], ids=["no-qkr", "qkr"])
 @pytest.mark.parametrize("weight", ["lsq", "statsq"])

@@ -63,15 +63,6 @@ CLASSES = ("class_2", "class_10", "class_3", "class_1", "class_0")
 PER_CLASS = 4
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread():
-    """The tensors here are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def golden_path(name):
     """A whole model measured from the released code; the test fails where the file is missing."""
     path = GOLDEN / f"{name}.npz"

@@ -17,6 +17,7 @@ from ofq_core.models import QuantPlan, build_model, convert
 from ofq_core.settings import DigitsSettings, ModelSettings, RunSettings
 from ofq_core.training import Trainer, make_deterministic
 from pipelines import training
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 IMAGES = {"num_classes": 10, "img_size": 8, "patch_size": 2, "in_chans": 1, "mlp_ratio": 2.0}
@@ -62,9 +63,8 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(torch_as_before):
+def _process_as_before(torch_as_before):
     with torch_as_before():
-        torch.set_num_threads(1)
         yield
 
 
@@ -204,7 +204,12 @@ def two_processes(tmp_path_factory, run_settings, inputs):
     (folder / "job.json").write_text(json.dumps(job))
     words = ["-m", "pipelines.processes", "2", "tests.fidelity.processes", str(folder)]
     done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]

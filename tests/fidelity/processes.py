@@ -22,6 +22,7 @@ from ofq_core.settings import RunSettings
 from ofq_core.training import Teacher, Trainer, make_deterministic
 from pipelines.training import Inputs, build_student
 from tests.fidelity.frozen import Witness
+from tests.training.doubled import Doubled
 
 # Six steps an epoch, three epochs: the third step of CGA.
 CUT_OFF_AT = 15
@@ -70,9 +71,6 @@ def main(folder):
         counts = {key: before.counts()[key] + value for key, value in after.counts().items()}
         found["resumed"] = {"state": resumed.model.state_dict(), **counts}
 
-        result = evaluate(undisturbed.model, data, "test", 7, world.share, world.device)
-        found["evaluation"] = result.as_dict()
-
         for group in ("global", "per_process"):
             one = trainer(world, f"{group}.ckpt", lsq_group=group)
             batch = next(
@@ -83,6 +81,10 @@ def main(folder):
             found[group] = {
                 name: parameter.grad.clone() for name, parameter in one.model.named_parameters()
             }
+        # Last, since it makes another model of it.
+        undisturbed.model.double()
+        split = "test", 7, world.share, world.device
+        found["evaluation"] = evaluate(undisturbed.model, Doubled(data), *split).as_dict()
         torch.save(found, folder / f"{world.rank}.pt")
 
 

@@ -28,6 +28,7 @@ def test_frozen_weights_keep_every_bit(model, qkr, precision, run_settings, wire
     watch = Witness(trainer)
     trainer.run()
     assert watch.steps == trainer.steps
+    assert watch.unsure < 1e-3 * (watch.free + watch.frozen)
     assert watch.frozen_moved == 0
     assert 0.02 < watch.free / (watch.free + watch.frozen) < 0.5
     assert watch.free_moved > 0.9 * watch.free
@@ -60,15 +61,19 @@ def test_confident_entries_of_the_product_get_no_gradient(model, targets, run_se
     assert len(seen) == len(modules) > 1
     for module in modules:
         product, quantized = seen[module.qk_quantizer]
-        frozen = frozen_by_definition(product, 2, 0.1)
+        frozen, sure = frozen_by_definition(product, 2, 0.1)
         free = torch.ones_like(frozen) if targets == "linear" else ~frozen
         assert 0 < frozen.float().mean() < 1
-        assert bool((quantized.grad[frozen] != 0).any()), "there was something to mask"
-        assert torch.equal(product.grad, quantized.grad * free)
-        passed = (quantized.grad * free).view(module.num_heads, -1, product.shape[1])
+        assert bool((~sure).float().mean() < 1e-2)
+        assert bool((quantized.grad[frozen & sure] != 0).any()), "there was something to mask"
+        assert torch.equal(product.grad[sure], (quantized.grad * free)[sure])
+        passed = product.grad.view(module.num_heads, -1, product.shape[1]).transpose(1, 2)
         keys = module.k_weight.view(module.num_heads, module.head_dim, -1)
-        expected = (keys @ passed.transpose(1, 2)).flatten(0, 1)
-        torch.testing.assert_close(module.q_weight.grad, expected, rtol=1e-4, atol=1e-7)
+        expected = (keys @ passed).flatten(0, 1)
+        # Two orders of a sum of FP32 differ by at most its terms' sizes, an eps for each of them.
+        terms = (keys.abs() @ passed.abs()).flatten(0, 1)
+        bound = passed.shape[2] * torch.finfo(torch.float32).eps * terms
+        assert bool(((module.q_weight.grad - expected).abs() <= bound).all())
 
 
 def batches(trainer):

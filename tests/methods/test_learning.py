@@ -38,7 +38,6 @@ CHANCE = 10.0
 @pytest.fixture(autouse=True)
 def _process_as_before(torch_as_before):
     with torch_as_before():
-        torch.set_num_threads(1)
         yield
 
 

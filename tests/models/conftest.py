@@ -19,15 +19,6 @@ MICRO = {
 FULL = {"weight": "statsq", "wbits": 32, "abits": 32, "edge_bits": 32, "qkr": False, "cga": False}
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread():
-    """The tensors here are tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def micro():
     """Build a micro model; its sizes can be overridden, None takes timm's own."""

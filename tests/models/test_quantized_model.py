@@ -68,15 +68,18 @@ def test_a_model_that_was_never_calibrated_gives_nan(trained, quantize, images, 
 
 @EACH
 @pytest.mark.parametrize("bits", [2, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_outputs_do_not_depend_on_the_batch_size(calibrated, images, method, bits, dtype):
-    """Scales have no batch axis (spec, section 8)."""
-    model = calibrated(method, bits).to(dtype)
-    x = images(8).to(dtype)
+def test_outputs_do_not_depend_on_the_batch_size(calibrated, images, method, bits):
+    """Scales have no batch axis (spec, section 8).
+
+    In FP64: in FP32 a product of another number of rows may be added up in another order, and then
+    an activation within rounding of a threshold gets another code.
+    """
+    model = calibrated(method, bits).double()
+    x = images(8).double()
     with torch.no_grad():
         together = model(x)
         alone = torch.cat([model(x[i : i + 1]) for i in range(8)])
-    torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-10)
 
 
 @EACH
@@ -112,9 +115,11 @@ def test_dead_biases(trained, images, qkr):
     lean, full = trained(), trained()
     convert(lean, plan)
     convert(full, QuantPlan(**{**vars(plan), "dead_biases": True}))
+    # In FP64: a constant is added to the logits, and their rounding must move no code.
+    x = images().double()
     for model in (lean, full):
         calibrate(model, images())
-        model.eval()
+        model.double().eval()
     extra = set(full.state_dict()) - set(lean.state_dict())
     part = "quant_z" if qkr else "quant_k"
     assert extra == {f"blocks.{i}.attn.{part}.bias_after" for i in (0, 1)}
@@ -122,12 +127,12 @@ def test_dead_biases(trained, images, qkr):
     with torch.no_grad():
         for name in extra:
             parameters[name].fill_(0.5)
-    output = full(images())
-    torch.testing.assert_close(output, lean(images()), rtol=0, atol=1e-4)
+    output = full(x)
+    torch.testing.assert_close(output, lean(x), rtol=0, atol=1e-10)
     output.square().sum().backward()
     largest = max(p.grad.abs().max() for p in full.parameters())
     for name in extra:
-        assert parameters[name].grad.abs().max() < 1e-6 * largest
+        assert parameters[name].grad.abs().max() < 1e-12 * largest
 
 
 @EACH

@@ -49,14 +49,15 @@ def test_activations_that_arrive_in_bf16(module):
 
 def test_the_query_key_product(timm_attention, make_statsq, low_plan):
     """W_q^T W_k in bf16 would move codes: it is computed in FP32."""
-    attention = QKRAttention(timm_attention(16, 2), low_plan(5))
+    attention = QKRAttention(timm_attention(64, 2), low_plan(5))
     expected = attention.product()
     with autocast():
         assert torch.equal(attention.product(), expected)
     halves = (attention.q_weight.bfloat16(), attention.k_weight.bfloat16())
-    rounded = (halves[0].view(2, 8, 16).transpose(1, 2) @ halves[1].view(2, 8, 16)).float()
+    rounded = (halves[0].view(2, 32, 64).transpose(1, 2) @ halves[1].view(2, 32, 64)).float()
     codes = attention.qk_quantizer.codes
-    assert not torch.equal(codes(rounded.view(32, 16)), codes(expected))
+    # Some 50 of 8192; how many depends on how the processor adds up in bf16.
+    assert int((codes(rounded.view(128, 64)) != codes(expected)).sum()) > 10
 
 
 @pytest.mark.parametrize("cls", [QuantAttention, QKRAttention])

@@ -57,9 +57,8 @@ METHODS = {
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(torch_as_before):
+def _process_as_before(torch_as_before):
     with torch_as_before():
-        torch.set_num_threads(1)
         yield
 
 

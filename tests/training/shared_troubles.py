@@ -1,7 +1,8 @@
 """One of two processes in trouble: `python -m tests.training.shared_troubles FOLDER`.
 
-Reads FOLDER/job.json (data, teacher, settings; FOLDER/alone.pt is the checkpoint of a run that one
-process began), writes FOLDER/<rank>.pt: for every kind of trouble what this process ended with.
+Reads FOLDER/job.json (data, teacher, settings), FOLDER/gradients.pt (those of one process that
+nothing disturbs) and FOLDER/alone.pt (the checkpoint of a run that one process began), writes
+FOLDER/<rank>.pt: for every kind of trouble what this process ended with.
 """
 
 import json
@@ -15,7 +16,7 @@ from ofq_core.distributed import join_world
 from ofq_core.settings import RunSettings
 from ofq_core.training import TrainingError, TrainingStopped
 from pipelines.training import Inputs
-from tests.training.doubled import doubled_trainer, outcome
+from tests.training.doubled import doubled_trainer, follow_gradients, outcome
 
 
 class CutOffError(Exception):
@@ -31,6 +32,7 @@ def main(folder):
     job = json.loads((folder / "job.json").read_text())
     inputs = Inputs(Path(job["data"]), Path(job["teacher"]))
     settings = RunSettings(**job["settings"])
+    gradients = torch.load(folder / "gradients.pt", weights_only=True)
     found = {}
     with join_world() as world:
         mine = world.rank == 1
@@ -65,6 +67,7 @@ def main(folder):
             return losses(model, images, targets)
 
         crowded.gradients._losses = too_many
+        follow_gradients(crowded, gradients)
         crowded.run()
         found["crowded"] = {
             **outcome(crowded),
@@ -105,10 +108,13 @@ def main(folder):
         }
 
         going_on = trainer("alone")
+        follow_gradients(going_on, gradients)
         going_on.run()
         found["going on"] = {**outcome(going_on), "steps": len(going_on.data.seen)}
+        together = trainer("together", observe=cut_off)
+        follow_gradients(together, gradients)
         try:
-            trainer("together", observe=cut_off).run()
+            together.run()
         except CutOffError:
             world.wait()
         torch.save(found, folder / f"{world.rank}.pt")

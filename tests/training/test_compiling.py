@@ -109,18 +109,22 @@ def _run(model, images, held=None):
 
 def _same(found, expected):
     for one, other in zip(found[0], expected[0], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
     for name, gradient in expected[1].items():
         difference = float((found[1][name] - gradient).norm())
-        assert difference <= 1e-4 * float(gradient.norm()) + 1e-7, name
+        assert difference <= 1e-9 * float(gradient.norm()) + 1e-12, name
 
 
 # torch warns of what its own compiler does: old parts of torch, the gradient of what is no leaf.
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_blocks_give_the_same_outputs_and_gradients(model, images):
-    """Up to the order of sums; one graph for both blocks, forced back by `not_compiled`."""
+    """Up to the order of sums; one graph for both blocks, forced back by `not_compiled`.
+
+    In FP64, where no activation is near enough to a threshold to get another code for that.
+    """
     if not (shutil.which("g++") or shutil.which("c++")):
         pytest.skip("needs a C++ compiler")
+    model, images = model.double(), images.double()
     expected = _run(model, images)
     torch._dynamo.reset()
     compile_blocks(model)

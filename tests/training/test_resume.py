@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipelines.training import finish
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 UNDISTURBED = "undisturbed"
@@ -81,7 +82,7 @@ def killed(micro, digits, teacher_file, tmp_path_factory):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return folder

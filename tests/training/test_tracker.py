@@ -92,8 +92,10 @@ def test_figures_of_every_layer(recording):
         # Of the weights after the last step, whichever epoch was selected.
         drift = (recording.scales[name] / recording.first_scales[name] - 1).abs().mean()
         assert layer["scale_drift"] == pytest.approx(float(drift), rel=1e-6)
+        # The tracker divides, the definition compares: a weight on the last bit of a band's end is
+        # in it for one of them alone.
         for band, inside in recording.bands[name].items():
-            assert layer[f"in_band_{band}"] == pytest.approx(inside)
+            assert layer[f"in_band_{band}"] == pytest.approx(inside, abs=1.5 / len(weights))
 
 
 def test_figures_over_all_weights(recording):

@@ -170,14 +170,23 @@ def test_state(pair):
 
 @pytest.mark.parametrize("method", ["ofq", "lsq"])
 def test_in_a_run(method, micro, make_trainer, tmp_path):
-    """Every number is that of the weights after the step; recording is part of every run."""
-    trainer = make_trainer(micro(method, recipe={"lr": 2e-2, "min_lr": 1e-2}), tmp_path / "c.pt")
+    """Every number is that of the weights after the step; recording is part of every run.
+
+    After each step the signs of all matrices are turned round, so that codes flip in every step
+    whatever training does with them.
+    """
+    trainer = make_trainer(micro(method), tmp_path / "c.pt")
     seen, frequencies = {}, {}
 
     def look(event):
         step = event.epoch * event.steps + event.step
         frequencies[step] = trainer.tracker.state.frequency.clone()
         seen[step] = [places(weight) for weight in trainer.tracker.weights]
+        with torch.no_grad():
+            for name, parameter in trainer.model.blocks.named_parameters():
+                # Of a query-key product one factor.
+                if parameter.ndim == 2 and not name.endswith("k_weight"):
+                    parameter.neg_()
 
     def places(weight):
         latent, quantizer = weight.latent(), weight.quantizer
@@ -206,7 +215,7 @@ def test_in_a_run(method, micro, make_trainer, tmp_path):
         moved += len(set(row["code"])) > 1
         start = sum(seen[6][n][0].numel() for n in range(layer))
         assert row["frequency"] == pytest.approx(float(frequencies[6][start + index]), rel=1e-5)
-    assert moved, "some of them flip"
+    assert moved == WEIGHTS, "each of them flips"
     highest = frequencies[6].sort(descending=True).values[:WEIGHTS].tolist()
     assert [row["frequency"] for row in report["weights"]] == pytest.approx(highest, rel=1e-5)
     assert highest[0] > 0

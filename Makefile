@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro show test test-slurm bench against lint types coverage golden reference params lock ui clean
+.PHONY: help setup repro show test numeric test-slurm bench against lint types coverage golden reference params lock ui clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ show: $(INSTALLED) ## Show the table of the last run and where its files are
 
 test: $(INSTALLED) ## Run the whole test suite
 	@python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+numeric: $(INSTALLED) ## Run the tests of arithmetic as lesser processors would compute
+	@python -m tests.instruction_sets $(ARGS)
 
 test-slurm: $(INSTALLED) ## Run the tests on a real SLURM (root)
 	@tests/slurm/cluster.sh up

@@ -43,6 +43,12 @@ def pytest_runtest_makereport(item, call):
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores: the worker with the tests on the cluster mostly waits."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """By file, but what uses the one cluster on one worker: its tests wait for each other."""
     if config.getvalue("dist") != "loadfile":

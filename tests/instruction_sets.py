@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# MKL heeds the third on Intel's processors alone. Its mode for results that are the same on all of
+# MKL reads the third on Intel's processors alone. Its mode for results that are the same on all of
 # them is the lowest set on the others as well.
 SETS = {
     "default": {
@@ -48,8 +48,8 @@ NUMERIC = (
     "tests/test_plain.py",
     "tests/test_toy.py",
 )
-# In these rooms, but a run compared with itself to the bit, a count, or a start of processes: no
-# last bit decides it, and it takes as long as all the others.
+# In these rooms, but as long as all the others together: they compare a run with itself to the bit,
+# start processes, compile. `make test` runs them.
 LEFT_OUT = (
     "tests/methods/test_adding_a_method.py",
     "tests/models/test_backbone_cost.py",
@@ -79,9 +79,8 @@ def run(name: str, words: list[str]) -> int:
     told = " ".join(f"{key}={value}" for key, value in SETS[name].items())
     print(f"\n{name}: {told}", flush=True)
     clean = {key: value for key, value in os.environ.items() if key not in VARIABLES}
-    workers = str(min(8, len(os.sched_getaffinity(0))))
-    command = [sys.executable, "-m", "pytest", "-q", "-n", workers, "--dist", "loadfile"]
-    command += [*NUMERIC, *(f"--ignore={file}" for file in LEFT_OUT), *words]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "8"]
+    command += ["--dist", "loadfile", *NUMERIC, *(f"--ignore={file}" for file in LEFT_OUT), *words]
     root = Path(__file__).parents[1]
     return subprocess.run(command, cwd=root, env=clean | SETS[name], check=False).returncode
 

@@ -31,6 +31,7 @@ FLAGS = ("-O3", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fn
 # Tried in turn: not every compiler knows each.
 EXTRAS = (("-march=native", "-fopenmp"), ("-fopenmp",), ())
 COMPILERS = ("cc", "gcc", "clang")
+# It takes a second, on a busy machine a minute; a compiler that hangs is given up.
 COMPILE_SECONDS = 300
 # Shorter runs are not worth a loop of their own, nor smaller tensors other threads.
 SHORTEST_RUN = 8

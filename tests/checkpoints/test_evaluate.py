@@ -177,7 +177,10 @@ def test_command_of_the_importer(written, class_folders, tmp_path, capsys, run):
 
 
 def test_report_alone(golden_model, tmp_path, capsys):
-    """Without data: only what became of the tensors, and that the logits come out."""
+    """Without data: only what became of the tensors, and how near the logits come.
+
+    How near that is, test_golden_logits_are_reproduced says.
+    """
     released.main([str(golden_model), "--json", str(tmp_path / "report.json")])
     printed = capsys.readouterr().out
     assert "logits of the file reproduced to" in printed

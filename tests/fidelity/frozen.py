@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-# Positions are below 2^bits in size: half a dozen roundings of FP32 move one by less than this.
-ROUNDING = 1e-5
+# At 2 bits positions are below 2, and their scale is a mean over at most 64 weights: as many units
+# in the last place of FP32, 1.2e-7, are 1.5e-5.
+ROUNDING = 2e-5
 
 
 def frozen_by_definition(weight, bits, boundary_range):

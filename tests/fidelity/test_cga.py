@@ -72,7 +72,7 @@ def test_confident_entries_of_the_product_get_no_gradient(model, targets, run_se
         expected = (keys @ passed).flatten(0, 1)
         # Two orders of a sum of FP32 differ by at most its terms' sizes, an eps for each of them.
         terms = (keys.abs() @ passed.abs()).flatten(0, 1)
-        bound = passed.shape[2] * torch.finfo(torch.float32).eps * terms
+        bound = passed.shape[1] * torch.finfo(torch.float32).eps * terms
         assert bool(((module.q_weight.grad - expected).abs() <= bound).all())
 
 

@@ -102,9 +102,9 @@ def test_the_released_initialisation_loses_its_table(model, qkr, source, convert
 )
 @pytest.mark.parametrize(("model", "qkr"), CASES, ids=CASE_IDS)
 def test_eight_bits_change_little(model, qkr, learned, converted, run_settings):
-    """Logits move by less than half, top-1 by a third of what the released initialisation does.
+    """Logits change by less than 50 %, and half as much as with the released initialisation.
 
-    How much 8 bits change hangs on the model, and that on the machine that trained it: every
+    How much 8 bits change depends on the model, and that on the machine that trained it: every
     activation quantizer begins with a step of 0.18 times its mean. Over three seeds and 15 or 40
     epochs logits moved by 9 to 38 % and top-1 by 0 to 9 points, with the released initialisation
     by 80 to 119 % and 41 to 85 points; on one model never by more than 0.37 and 0.15 of that.
@@ -125,6 +125,8 @@ def test_eight_bits_change_little(model, qkr, learned, converted, run_settings):
             far[start] = float((student.eval()(calibration) - expected).norm() / expected.norm())
         lost[start] = reference.top1 - evaluate(student, data, "test", 64).top1
     assert reference.top1 > 60, "the model has learned something"
+    assert far["full"] < 0.5
     assert far["full"] < far["released"] / 2
+    assert lost["full"] < 20
     assert lost["full"] < lost["released"] / 3
     assert lost["released"] > 20

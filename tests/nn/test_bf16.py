@@ -98,8 +98,8 @@ def attention(shared, tokens=6, heads=2, width=4):
 def test_softmax_and_quantizers_of_attention_are_in_fp32(shared, biased):
     """Step by step with the same casts: operands to bf16 when quantized, logits back to FP32.
 
-    A sum that another kernel rounds to the other neighbour in bf16 changes a few outputs; with a
-    softmax or a map in bf16 a fifth of them differ and more.
+    A logit that another kernel rounds to the other neighbour in bf16 changes up to four of the 144
+    outputs; with a softmax or a map in bf16 a fifth of them differ and more.
     """
     (left, right, value), p, grids = attention(shared)
     added = (randn(grids.heads, 6, 6, seed=7),) if biased else ()
@@ -116,7 +116,7 @@ def test_softmax_and_quantizers_of_attention_are_in_fp32(shared, biased):
     values = split(biased_lsq(value, p.value, grids.value).to(BF16))
     assert output.dtype == BF16
     expected = (map_.to(BF16) @ values).transpose(1, 2).flatten(2)
-    assert float((output != expected).float().mean()) < 0.05
+    assert float((output != expected).float().mean()) < 0.1
 
 
 @pytest.mark.parametrize("gelu", ["", "none"])

@@ -195,7 +195,7 @@ def clone_environment(environment):
 def shell(clone_environment):
     """A command in a folder of the clone; output and errors in `out`, as a terminal shows them."""
 
-    def run(folder, *words, timeout=PATIENCE, **extra):
+    def run(folder, *words, **extra):
         done = subprocess.run(
             words,
             cwd=folder,
@@ -204,7 +204,7 @@ def shell(clone_environment):
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=timeout,
+            timeout=PATIENCE,
         )
         return SimpleNamespace(code=done.returncode, out=done.stdout)
 

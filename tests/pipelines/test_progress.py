@@ -15,6 +15,7 @@ import pytest
 from ofq_core.training import StepEvent
 from pipelines import progress
 from pipelines.progress import ProgressBar
+from tests.clock import Clock
 
 EPOCHS, STEPS = 3, 4
 
@@ -100,7 +101,7 @@ def plain(start=0, error=None):
 @pytest.fixture
 def standing_still(monkeypatch):
     """A clock on which everything takes no time."""
-    monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(progress, "time", Clock())
 
 
 @pytest.mark.usefixtures("standing_still")

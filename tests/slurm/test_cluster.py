@@ -122,7 +122,7 @@ def test_waiting_for_a_state_that_does_not_come(cluster):
 
 
 def test_job_over_its_memory_is_killed(cluster):
-    job = cluster.submit("python3 -c 'x = b\"1\" * 400_000_000; import time; time.sleep(60)'")
+    job = cluster.submit("python3 -c 'x = b\"1\" * 400_000_000; import time; time.sleep(600)'")
 
     cluster.wait(job, ("OUT_OF_MEMORY", "FAILED", "CANCELLED"))
 
@@ -147,7 +147,7 @@ def test_user_signal_at_preemption(cluster, tmp_path, switch):
 
 def test_preempted_job_without_grace_runs_again(cluster, tmp_path):
     """After 8 s, where SLURM alone would have it wait for 120 s."""
-    again = "if [ $SLURM_RESTART_COUNT ]; then echo run $SLURM_RESTART_COUNT; else sleep 60; fi"
+    again = "if [ $SLURM_RESTART_COUNT ]; then echo run $SLURM_RESTART_COUNT; else sleep 600; fi"
     options = ("--partition=plain", *WHOLE_CLUSTER, f"--output={tmp_path}/out")
     preempted = cluster.submit(again, *options)
     cluster.wait(preempted, "RUNNING")

@@ -13,7 +13,7 @@ from slurm.profile import load_profile
 from slurm.states import State
 from slurm.status import cells
 from slurm.survey import survey
-from tests.slurm.clock import Clock
+from tests.clock import Clock
 from tests.slurm.test_status import PENDING, RUNNING, Workspace
 
 LAUNCH = "20250102-030405-abcdef01"

@@ -14,8 +14,8 @@ from slurm.errors import SlurmError
 from slurm.jobs import Job, Jobs, Record, Task, write_json
 from slurm.logs import Printer, main
 from slurm.states import GONE, State
+from tests.clock import Clock
 from tests.patience import PATIENCE
-from tests.slurm.clock import Clock
 from tests.slurm.test_status import PENDING, RUNNING, Workspace, attempt
 
 REPOSITORY = Path(__file__).parents[2]

@@ -102,7 +102,7 @@ def test_several_nodes_are_refused():
 
 
 def test_stages_are_found_behind_shells():
-    script = "sh -c 'sleep 30; true' & sleep 31 & wait"
+    script = "sh -c 'sleep 600; true' & sleep 601 & wait"
     with subprocess.Popen(["bash", "-c", script]) as shell:
         names = []
         end = time.monotonic() + PATIENCE

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,27 @@ MakeTables = Callable[..., Path]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 CliStart = Callable[..., "subprocess.Popen[str]"]
 
-NOWHERE = "http://127.0.0.1:9"
-# Seconds. MLflow by itself tries again for minutes, and a stage waits a minute for the logging.
-SOON = 55.0
+
+@pytest.fixture
+def hanging_up() -> Iterator[tuple[str, list[object]]]:
+    """Address of a server that takes every connection and closes it at once, and those it took."""
+    taken: list[object] = []
+
+    def answer(server: socket.socket) -> None:
+        while True:
+            try:
+                connection, address = server.accept()
+            except OSError:  # how it hears that the test is over
+                return
+            taken.append(address)
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", taken
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def logged(root: Path) -> list[str]:
@@ -75,16 +95,17 @@ def test_a_broken_folder_fails_the_command_and_not_the_others(
     assert logged(repo) == ["LSQ", "lsq-w2a2-s0"]
 
 
-def test_an_unreachable_server_fails_the_command_at_once(
-    repo: Path, make_run: MakeRun, cli: Cli
+def test_a_server_that_hangs_up_is_asked_once_by_the_command(
+    repo: Path, make_run: MakeRun, cli: Cli, hanging_up: tuple[str, list[object]]
 ) -> None:
+    """MLflow by itself would try again for minutes."""
+    uri, taken = hanging_up
     folder = make_run(repo)
-    start = time.monotonic()
-    done = cli(repo, "log", str(folder), MLFLOW_TRACKING_URI=NOWHERE)
-    assert time.monotonic() - start < SOON
+    done = cli(repo, "log", str(folder), MLFLOW_TRACKING_URI=uri)
+    assert len(taken) == 1
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert NOWHERE in done.stderr
+    assert uri in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -142,16 +163,18 @@ def test_a_server_that_is_down_costs_the_stage_one_message(
     make_run: MakeRun,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    hanging_up: tuple[str, list[object]],
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
-    start = time.monotonic()
-    with background() as tracker:
+    uri, taken = hanging_up
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with background(wait_seconds=PATIENCE) as tracker:
         tracker.log(make_run(repo))
-    assert time.monotonic() - start < SOON
+    # At the beginning, if there was time for it, and for the folder.
+    assert 1 <= len(taken) <= 2
     out, err = capfd.readouterr()
     assert out == ""
     (message,) = [line for line in err.splitlines() if "not logged" in line]
-    assert NOWHERE in message
+    assert uri in message
     assert "safe in results/digits/ofq-w2a2-s0" in message
     assert message.endswith("python -m pipelines.tracking log results/digits/ofq-w2a2-s0")
     assert "Traceback" not in err
@@ -179,10 +202,8 @@ def test_a_broken_folder_does_not_fail_the_stage(
 def test_a_slow_store_is_given_up(
     repo: Path, make_run: MakeRun, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    start = time.monotonic()
     with background(wait_seconds=0.1) as tracker:
         tracker.log(make_run(repo))
-    assert time.monotonic() - start < SOON
     assert "took longer than 0.1 s. The results are safe in" in capfd.readouterr().err
 
 
@@ -209,7 +230,6 @@ def test_switched_off_there_is_no_process(
 
 
 def test_a_failing_stage_keeps_its_error_and_waits_for_nothing(repo: Path) -> None:
-    start = time.monotonic()
     tracker = background()
 
     def stage() -> None:
@@ -219,8 +239,8 @@ def test_a_failing_stage_keeps_its_error_and_waits_for_nothing(repo: Path) -> No
     with pytest.raises(ZeroDivisionError):
         stage()
     process = tracker._process
-    assert time.monotonic() - start < SOON
     assert process is not None
+    # Killed: one that is waited for ends with 0.
     assert process.returncode == -signal.SIGKILL
 
 

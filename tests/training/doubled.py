@@ -94,8 +94,9 @@ def follow_gradients(trainer, recorded):
     Two orders of the same sums differ by a few units in the last place of the largest term: each
     sum has up to 600 terms (32 images of 17 tokens) of 2e-16, some thirty of them follow each
     other, and cancelling takes some digits: 1e-9 of a gradient's largest entry leaves a hundredfold
-    for that (1e-12 is what occurs). What cancels as a whole is compared with the largest gradient
-    of the model. An image that is counted twice or left out changes the first digits.
+    for that. A gradient that cancels completely is compared with the largest one of the model, to
+    600 terms of 2e-16. A loss is one such sum. An image that is counted twice or left out changes
+    the first digits.
 
     AssertionError, in the run: losses or gradients differ.
     """

@@ -55,9 +55,9 @@ class Following:
         """Whether it has not ended."""
         return self.process.poll() is None
 
-    def ends(self, seconds=PATIENCE):
+    def ends(self):
         """Its exit status."""
-        return self.process.wait(timeout=seconds)
+        return self.process.wait(timeout=PATIENCE)
 
 
 class Study:
@@ -115,13 +115,13 @@ class Study:
         self.started.append(Following(words, output, **options))
         return self.started[-1]
 
-    def until(self, condition, seconds=PATIENCE):
+    def until(self, condition):
         """Wait for something, give it back."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not (found := condition()):
             if time.monotonic() > end:
                 said = self.started[-1].out if self.started else ""
-                raise TimeoutError(f"it did not come within {seconds} s\n{said}\n{self.log}")
+                raise TimeoutError(f"it did not come within {PATIENCE} s\n{said}\n{self.log}")
             time.sleep(0.05)
         return found
 

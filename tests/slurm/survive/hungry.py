@@ -22,7 +22,7 @@ def hold(path):
 
     It goes on when the file is gone or names a later epoch, or when it is told to stop.
     """
-    # Python's own handler of SIGTERM cannot run while the one of SIGALRM waits: this hears of it.
+    # Only the stage knows what its own handler of SIGTERM has set: this hears the signal as well.
     heard, tell = os.pipe()
     os.set_blocking(heard, False)
     os.set_blocking(tell, False)
@@ -60,7 +60,7 @@ def eat(asked):
         time.sleep(0.1)
     os.unlink(asked)
     kept = b"x" * (GIGABYTES << 30)
-    time.sleep(60)
+    time.sleep(600)
     del kept
 
 

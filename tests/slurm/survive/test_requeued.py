@@ -4,6 +4,7 @@
 """
 
 import pickle
+from datetime import UTC, datetime
 
 import pytest
 
@@ -20,8 +21,10 @@ def test_time_limit(study, reference, same_run, cluster):
     following = study.start("dvc", "repro", study.CELL)
     study.trains(1)
     study.saved()
-    # SLURM tells it 70 to 100 s before its time is up: two minutes after it began, or by now.
-    cluster.run("scontrol", "update", f"jobid={study.id}", "timelimit=2")
+    # SLURM tells it 70 to 100 s before its time is up, which counts from its start.
+    began = datetime.fromisoformat(study.attempts[0]["began"])
+    minutes = int((datetime.now(UTC) - began).total_seconds() / 60) + 2
+    cluster.run("scontrol", "update", f"jobid={study.id}", f"timelimit={minutes}")
     assert study.stopped(1) == study.SAVED
     # The rest in one go.
     study.let_go()

@@ -59,7 +59,7 @@ class Toy:
         self.started.append(process)
         return process
 
-    def run(self, *words, timeout=PATIENCE, **extra):
+    def run(self, *words, **extra):
         """A command; its output as a terminal shows it."""
         done = subprocess.run(
             words,
@@ -69,7 +69,7 @@ class Toy:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=timeout,
+            timeout=PATIENCE,
         )
         return SimpleNamespace(code=done.returncode, out=done.stdout)
 
@@ -112,9 +112,9 @@ class Toy:
         """The latest job of a stage."""
         return self.jobs().of_stage(stage)[0]
 
-    def until(self, condition, seconds=PATIENCE):
+    def until(self, condition):
         """Wait for something."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end, "it did not come"
             time.sleep(0.1)

@@ -19,7 +19,8 @@ with open(os.environ["TOY_LOG"], "a") as log:
 print(f"{stage} works in {Path.cwd()}", flush=True)
 slow = params["slow"].get(stage.partition("@")[0], 0)
 if isinstance(slow, str):
-    while not os.path.exists(slow):
+    end = time.monotonic() + 600
+    while not os.path.exists(slow) and time.monotonic() < end:
         time.sleep(0.05)
 else:
     time.sleep(slow)

@@ -102,7 +102,7 @@ def test_the_released_initialisation_loses_its_table(model, qkr, source, convert
 )
 @pytest.mark.parametrize(("model", "qkr"), CASES, ids=CASE_IDS)
 def test_eight_bits_change_little(model, qkr, learned, converted, run_settings):
-    """Logits change by less than 50 %, and half as much as with the released initialisation.
+    """Logits change by less than 50 %, and less than half as much as the released start does it.
 
     How much 8 bits change depends on the model, and that on the machine that trained it: every
     activation quantizer begins with a step of 0.18 times its mean. Over three seeds and 15 or 40

@@ -39,7 +39,7 @@ def check_module(close):
 
     In FP64, so that all that differs is the rounding of the released code: its gradients of biases
     without an effect are nothing else, and ours, added to them, would exceed the tolerance on one
-    processor and not on another.
+    processor and not on another. Then in FP32, as it is used, against that.
 
     `names` maps a released parameter name to the names here; where there are several, the released
     tensor is their concatenation. Loading is strict: a tensor that gets no value is an error.
@@ -54,12 +54,21 @@ def check_module(close):
             parts = value.chunk(len(ours)) if len(ours) > 1 else (value,)
             state.update(zip(ours, parts, strict=True))
         module.load_state_dict(state, strict=True)
-        module.double()
-
-        x = torch.tensor(group["input"]).double().requires_grad_()
         run = run or (lambda x: module(x))
-        output = run(x)
-        output.backward(torch.tensor(group["upstream"]).double())
+
+        def computed(dtype):
+            """Output, gradient of the input, and those of the parameters by name."""
+            module.to(dtype).zero_grad()
+            x = torch.tensor(group["input"], dtype=dtype, requires_grad=True)
+            output = run(x)
+            output.backward(torch.tensor(group["upstream"], dtype=dtype))
+            found = {name: p.grad.clone() for name, p in module.named_parameters()}
+            return x, output, {"output": output, "grad_input": x.grad, **found}
+
+        single = computed(torch.float32)[2]
+        x, output, double = computed(torch.float64)
+        for name, value in double.items():
+            close(single[name], value.detach(), f"{name} in FP32")
         close(output, case["output"], "output")
         close(x.grad, case["grad_input"], "grad_input")
         assert case["eval_output_equal"]

@@ -110,6 +110,7 @@ def test_stages_are_found_behind_shells():
             assert time.monotonic() < end, names
             found = stages_of(shell.pid)
             names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in found]
+            time.sleep(0.01)
         for pid in found:
             os.kill(pid, 9)
 

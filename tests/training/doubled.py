@@ -22,6 +22,9 @@ from ofq_core.settings import RunSettings
 from ofq_core.training import Teacher, Trainer, make_deterministic
 from pipelines.training import Inputs, build_student
 
+# Begins the names of gradients that are of no parameter.
+PRODUCT = "product of "
+
 
 class Doubled(Data):
     """Other data with images in FP64. seen: the images of every training batch."""
@@ -135,9 +138,6 @@ def assert_same_outcome(actual, expected):
     for key in ("history", "free", "oscillation"):
         assert actual[key] == expected[key], key
     assert actual["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-12)
-
-
-PRODUCT = "product of "
 
 
 def _gradients(trainer):

@@ -9,11 +9,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.patience import PATIENCE
 
 # One thread, in this process and in all that it starts: the tensors here are tiny, and how a sum is
 # cut among threads decides its last bits. numpy and torch read it when they are imported.
@@ -113,6 +116,26 @@ def exact():
         assert torch.equal(actual.detach().long(), torch.tensor(expected))
 
     return check
+
+
+@pytest.fixture(scope="session")
+def in_two_processes():
+    """Run a module of the tests in two gloo processes on a folder; what each of them left there."""
+    import torch
+
+    def run(module, folder):
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.processes", "2", module, str(folder)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+    return run
 
 
 @pytest.fixture(scope="session")

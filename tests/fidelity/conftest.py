@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +14,7 @@ from ofq_core.models import QuantPlan, build_model, convert
 from ofq_core.settings import DigitsSettings, ModelSettings, RunSettings
 from ofq_core.training import Trainer, make_deterministic
 from pipelines import training
-from tests.patience import PATIENCE
 
-ROOT = Path(__file__).parents[2]
 IMAGES = {"num_classes": 10, "img_size": 8, "patch_size": 2, "in_chans": 1, "mlp_ratio": 2.0}
 MODELS = {
     "deit": {
@@ -192,7 +187,7 @@ def wired(inputs, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def two_processes(tmp_path_factory, run_settings, inputs):
+def two_processes(tmp_path_factory, run_settings, inputs, in_two_processes):
     """What `tests.fidelity.processes` found in each of two processes that trained together."""
     folder = tmp_path_factory.mktemp("processes")
     settings = run_settings(recipe={"checkpoint_seconds": 1e-9})
@@ -202,14 +197,4 @@ def two_processes(tmp_path_factory, run_settings, inputs):
         "teacher": str(inputs["deit"].teacher),
     }
     (folder / "job.json").write_text(json.dumps(job))
-    words = ["-m", "pipelines.processes", "2", "tests.fidelity.processes", str(folder)]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return in_two_processes("tests.fidelity.processes", folder)

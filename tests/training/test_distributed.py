@@ -1,9 +1,6 @@
 """Processes that train together: who they are, and trouble that only one of them has."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +9,6 @@ from ofq_core import checkpoints
 from ofq_core.distributed import World, join_world
 from ofq_core.errors import SettingsError
 from pipelines.training import Inputs
-from tests.patience import PATIENCE
 from tests.training.doubled import (
     assert_same_outcome,
     doubled_trainer,
@@ -22,7 +18,6 @@ from tests.training.doubled import (
 )
 from tests.training.shared_troubles import CutOffError, cut_off
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OFQ_DEVICE", "OFQ_MICRO_BATCH")
 
 
@@ -105,7 +100,7 @@ def whole(settings, inputs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def troubled(settings, inputs, whole, tmp_path_factory):
+def troubled(settings, inputs, whole, tmp_path_factory, in_two_processes):
     """The folder of two gloo processes, and what each of them ended with."""
     folder = tmp_path_factory.mktemp("troubled")
     with pytest.raises(CutOffError):
@@ -117,17 +112,7 @@ def troubled(settings, inputs, whole, tmp_path_factory):
     }
     (folder / "job.json").write_text(json.dumps(job))
     torch.save(whole["gradients"], folder / "gradients.pt")
-    words = ["-m", "pipelines.processes", "2", "tests.training.shared_troubles", str(folder)]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return folder, in_two_processes("tests.training.shared_troubles", folder)
 
 
 def test_not_a_number_in_one_process_stops_both(troubled):

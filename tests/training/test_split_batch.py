@@ -4,9 +4,6 @@ In FP64, over whole runs with CGA; every step is compared from equal states (`do
 """
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +11,6 @@ import torch
 from ofq_core.distributed import World
 from ofq_core.errors import DataError
 from pipelines.training import Inputs
-from tests.patience import PATIENCE
 from tests.training.doubled import (
     assert_same_outcome,
     doubled_trainer,
@@ -23,7 +19,6 @@ from tests.training.doubled import (
     record_gradients,
 )
 
-ROOT = Path(__file__).parents[2]
 METHODS = ["lsq_cga", "statsq", "ofq"]
 # 32 images in three unequal parts, and a batch that two processes cannot halve: 31 = 16 + 15.
 SIZES = {"even": 32, "odd": 31}
@@ -60,7 +55,7 @@ def whole(settings, inputs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_processes(settings, inputs, whole, tmp_path_factory):
+def two_processes(settings, inputs, whole, tmp_path_factory, in_two_processes):
     """All runs in two gloo processes: what each of them ended with."""
     folder = tmp_path_factory.mktemp("two")
     runs = {f"{m}-{size}": settings(m, size).model_dump(mode="json") for m, size in RUNS}
@@ -68,17 +63,7 @@ def two_processes(settings, inputs, whole, tmp_path_factory):
     (folder / "job.json").write_text(json.dumps(job))
     gradients = {f"{m}-{size}": whole(m, size)["gradients"] for m, size in RUNS}
     torch.save(gradients, folder / "gradients.pt")
-    words = ["-m", "pipelines.processes", "2", "tests.training.parallel_runs", str(folder)]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return in_two_processes("tests.training.parallel_runs", folder)
 
 
 @pytest.mark.parametrize(("method", "size"), RUNS)

@@ -76,21 +76,28 @@ class ExperimentJob(Checkpointable):  # type: ignore[misc]
             raise ExperimentError(f"{folder} has no experiment.json")
         if experiment.result() is not None:
             # Preempted or requeued just as it ended.
-            shutil.rmtree(experiment.clone, ignore_errors=True)
+            shutil.rmtree(experiment.spent, ignore_errors=True)
             return folder
         self._notice_sigterm()
         open_attempt(experiment, JobEnvironment())
         try:
+            if experiment.spent.exists():
+                # Stopped just before it said that it had succeeded.
+                experiment.spent.replace(experiment.clone)
             if revision_of(experiment.clone, order) is None:
                 lay_out_clone(experiment, order)
                 self._run(experiment, order)
-            deliver(experiment, order)
+            result = deliver(experiment, order)
+            # Before it says so: whoever reads that it has succeeded finds the clone gone.
+            experiment.clone.replace(experiment.spent)
+            close_attempt(experiment, "finished")
+            write_json(experiment.path / "done.json", result)
         except (ExperimentError, SlurmError, UncompletedJobError, OSError) as error:
             time.sleep(SPREAD_SECONDS)
             if self._told_to_end:
                 self._await_the_end(experiment)
             _fail(experiment, str(error), self._status)
-        shutil.rmtree(experiment.clone, ignore_errors=True)
+        shutil.rmtree(experiment.spent, ignore_errors=True)
         return folder
 
     def checkpoint(self, folder: str) -> DelayedSubmission:
@@ -265,10 +272,13 @@ def _overlay(snapshot: Path, clone: Path) -> None:
         shutil.copy2(source, target)
 
 
-def deliver(experiment: Experiment, order: Order) -> None:
-    """Push the experiment to the workspace, and note what came of it.
+def deliver(experiment: Experiment, order: Order) -> dict[str, Any]:
+    """Push the experiment to the workspace.
 
     Others of the array push at the same time: what git refuses then is tried again.
+
+    Returns:
+        What came of it, see `Experiment.result`.
 
     Raises:
         ExperimentError: the workspace would not take it.
@@ -291,8 +301,7 @@ def deliver(experiment: Experiment, order: Order) -> None:
         time.sleep(random.uniform(0.2, 1.0 + count))
     metrics = read_json(clone / METRICS)
     top1 = metrics.get("top1") if isinstance(metrics, dict) else None
-    close_attempt(experiment, "finished")
-    write_json(experiment.path / "done.json", {"revision": made, "top1": top1})
+    return {"revision": made, "top1": top1}
 
 
 def _why(status: int) -> str:

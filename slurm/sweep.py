@@ -135,9 +135,8 @@ def wait(experiments: list[Experiment]) -> int:
             if not stand.ended:
                 doubtful.pop(path, None)
                 continue
-            # A job that has succeeded says so before it removes its clone; on a network file
-            # system what a job says may be seen later than its end.
-            unsettled = left[path].clone.exists() if stand.good else left[path].failed() is None
+            # On a network file system what a job says may be seen later than its end.
+            unsettled = not stand.good and left[path].failed() is None
             if unsettled and now - doubtful.setdefault(path, now) < SETTLE_SECONDS:
                 continue
             print("  ".join(filter(None, row_of(left.pop(path), stand))), flush=True)

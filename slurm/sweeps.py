@@ -6,7 +6,7 @@
     experiment.json         what is to be run, and the cluster's job id
     attempts.json, progress.json, log.txt   as of the jobs of single stages, see slurm.jobs
     done.json | failed.json how it ended
-    clone/                  where it runs; removed once the workspace has the experiment
+    clone/                  where it runs; removed (as clone.spent/) once the workspace has it
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ class Experiment(Job):
     def clone(self) -> Path:
         """The clone of the repository it runs in."""
         return self.path / "clone"
+
+    @property
+    def spent(self) -> Path:
+        """The clone once the workspace has what came of it; about to be removed."""
+        return self.path / "clone.spent"
 
     def order(self) -> Order | None:
         """What is to be run; None where the folder is no experiment's."""

@@ -3,15 +3,14 @@
 import os
 import shutil
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from slurm import sweep
+from slurm import experiment, sweep
 from slurm.errors import SlurmError
-from slurm.experiment import _overlay, stages_of
+from slurm.experiment import ExperimentJob, _overlay, stages_of
 from slurm.jobs import write_json
 from slurm.profile import Profile
 from slurm.sweep_plan import commit_of, expand, resources_of, settings_of
@@ -149,35 +148,62 @@ def test_without_a_commit_there_are_no_experiments(tmp_path):
         commit_of(tmp_path)
 
 
-# Waiting
+# The end of an experiment
 
 
 @pytest.fixture
-def succeeded(tmp_path):
-    """An experiment that has said how it ended, and whose clone is still there."""
-    experiment = Experiment(tmp_path / "0")
-    experiment.clone.mkdir(parents=True)
+def ran(tmp_path, monkeypatch):
+    """An experiment that has run in its clone and has not said so; the workspace takes it."""
+    done = Experiment(tmp_path / "0")
+    done.clone.mkdir(parents=True)
     words = {"workspace": str(tmp_path), "commit": "c", "dirty": False, "snapshot": "s"}
     order = Order("one", "k", ["seed=1"], ["evaluate"], cache="", executor="local", **words)
-    experiment.write_order(order)
-    write_json(experiment.path / "done.json", {"revision": "r", "top1": 50.0})
-    return experiment
+    done.write_order(order)
+    monkeypatch.setattr(experiment, "revision_of", lambda clone, _: "r" if clone.exists() else None)
+    monkeypatch.setattr(experiment, "deliver", lambda one, order: {"revision": "r", "top1": 50.0})
+    monkeypatch.setattr(ExperimentJob, "_notice_sigterm", lambda self: None)
+    monkeypatch.setattr(experiment, "JobEnvironment", AnyEnvironment)
+    monkeypatch.setattr(
+        experiment, "lay_out_clone", lambda one, order: pytest.fail("it would run once more")
+    )
+    return done
 
 
-def test_waiting_ends_once_the_clone_is_gone(succeeded, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(sweep, "SETTLE_SECONDS", 60.0)
-    remover = threading.Timer(0.3, shutil.rmtree, [succeeded.clone])
-    remover.start()
+class AnyEnvironment:
+    """Where a job runs."""
 
-    assert sweep.wait([succeeded]) == 0
-    assert not succeeded.clone.exists()
+    job_id, num_tasks, hostname = "7", 1, "node"
+
+
+def test_who_reads_of_the_success_finds_the_clone_gone(ran, monkeypatch, capsys):
+    def write(path, value):
+        assert not ran.clone.exists()
+        write_json(path, value)
+
+    monkeypatch.setattr(experiment, "write_json", write)
+    ExperimentJob()(str(ran.path))
+    assert sweep.wait([ran]) == 0
     assert capsys.readouterr().out.split() == ["one", "seed=1", "done", "50.00", "%"]
+    assert not list(ran.path.glob("clone*"))
 
 
-def test_a_clone_that_stays_does_not_keep_it_waiting(succeeded, monkeypatch):
-    """As where the job was killed while it removed it."""
-    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(sweep, "SETTLE_SECONDS", 0.1)
-    assert sweep.wait([succeeded]) == 0
-    assert succeeded.clone.exists()
+class Killed(BaseException):
+    """As by SIGKILL: nothing handles it."""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [((experiment, "write_json"), False), ((shutil, "rmtree"), True)]
+)
+def test_killed_at_the_end_it_does_not_run_again(ran, monkeypatch, what, said):
+    def kill(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*what, kill)
+        with pytest.raises(Killed):
+            ExperimentJob()(str(ran.path))
+    assert (ran.result() is not None) == said
+
+    ExperimentJob()(str(ran.path))
+    assert ran.result() == {"revision": "r", "top1": 50.0}
+    assert not list(ran.path.glob("clone*"))

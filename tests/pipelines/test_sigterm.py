@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -114,8 +115,10 @@ def test_before_training_it_dies_at_once(environment, workspace):
     with subprocess.Popen(
         [sys.executable, "-m", *CELL], cwd=workspace, env=environment, stderr=subprocess.PIPE
     ) as process:
-        # Long enough for Python to start, not for torch to be loaded.
-        time.sleep(0.5)
+        # Python has started and loads torch, which takes it a while.
+        while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == -signal.SIGTERM
         assert process.stderr.read() == b""

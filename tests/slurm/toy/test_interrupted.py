@@ -150,7 +150,7 @@ def test_garbage_is_collected(toy):
 
 def test_the_lost_id_of_a_killed_submit_is_found(toy):
     """`slurm.submit` was killed between sbatch and writing the id down."""
-    toy.set(slow={"teacher": 2, "grid": 2})
+    toy.set(slow={"teacher": str(toy.gate)})
     toy.submit()
     for stage in ("teacher", "grid@c"):
         job = toy.job(stage)
@@ -159,6 +159,7 @@ def test_the_lost_id_of_a_killed_submit_is_found(toy):
         job.write(record)
         assert lost_ids(toy.jobs(), record.launch)[job.name] == known
     toy.submit()
+    toy.gate.touch()
     toy.repro()
     assert toy.ran() == ["check", *ALL]
 

@@ -34,12 +34,13 @@ def test_levels_go_out_as_arrays_that_wait_for_each_other(toy):
 
 
 def test_submitting_twice_submits_nothing_twice(toy, cluster):
-    toy.set(slow={"teacher": 4})
+    toy.set(slow={"teacher": str(toy.gate)})
     toy.submit()
     first = set(cluster.job_ids("ofq-"))
     said = toy.submit()
     assert "has a job" in said
     assert not set(cluster.job_ids("ofq-")) - first
+    toy.gate.touch()
     toy.repro()
     assert toy.ran() == ["check", *ALL]
 
@@ -180,12 +181,13 @@ def test_forcing_a_stage_runs_it_again(toy):
 
 def test_edits_do_not_reach_jobs_that_wait(toy):
     """Code, parameters and inputs are those of the moment of submission."""
-    toy.set(slow={"teacher": 4})
+    toy.set(slow={"teacher": str(toy.gate)})
     toy.submit()
     work = toy.folder / "work.py"
     before = work.read_text()
     work.write_text("raise SystemExit('edited')\n")
     toy.set(text="edited")
+    toy.gate.touch()
     jobs = toy.jobs()
     toy.until(lambda: all(job.done() or job.stage == "check" for job in jobs))
     work.write_text(before)
@@ -199,10 +201,11 @@ def test_edits_do_not_reach_jobs_that_wait(toy):
 
 def test_edits_while_dvc_waits_are_not_taken_for_what_was_run(toy):
     """DVC hashes dependencies after the command: it would record the edit with the old result."""
-    toy.set(slow={"teacher": 4})
+    toy.set(slow={"teacher": str(toy.gate)})
     process = toy.start("dvc", "repro", "teacher")
     toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
     toy.set(text="edited")
+    toy.gate.touch()
     out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert "changed while its job ran" in out

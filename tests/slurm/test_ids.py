@@ -19,31 +19,6 @@ from tests.slurm.test_status import PENDING, RUNNING, Workspace
 LAUNCH = "20250102-030405-abcdef01"
 
 
-class Programs:
-    """Stand-ins for SLURM's programs, the only ones in PATH, which note what they are asked."""
-
-    def __init__(self, folder, monkeypatch):
-        self.folder, self.asked = folder, folder / "asked"
-        folder.mkdir()
-        monkeypatch.setenv("PATH", str(folder))
-
-    def put(self, name, output="", status=0):
-        draft = self.folder / f"{name}.draft"
-        lines = ["#!/bin/sh", f'echo "{name} $*" >> {self.asked}', f"printf '{output}'"]
-        draft.write_text("\n".join([*lines, f"exit {status}\n"]))
-        draft.chmod(0o755)
-        draft.replace(self.folder / name)
-
-    @property
-    def calls(self):
-        return self.asked.read_text().splitlines() if self.asked.exists() else []
-
-
-@pytest.fixture
-def programs(tmp_path, monkeypatch):
-    return Programs(tmp_path / "bin", monkeypatch)
-
-
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     return Workspace(tmp_path, monkeypatch)

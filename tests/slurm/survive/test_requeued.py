@@ -118,7 +118,7 @@ def test_node_failure(study, reference, same_run, cluster):
         assert following.ends() == 0, following.out
     finally:
         cluster.control("node-resume", node)
-    # Accounting has it as NODE_FAIL until it has ended for good.
+    # Accounting has it as NODE_FAIL for a while.
     assert "failed" not in following.out
     same_run(study, reference)
     assert len(study.told()) == 2

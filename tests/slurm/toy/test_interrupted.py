@@ -71,6 +71,9 @@ def test_an_orphan_leaves_the_outputs_to_the_one_that_came_after(toy):
     assert second.returncode == 0, said
     out, _ = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in out
+    # Whoever brings the outputs shows the log.
+    assert "teacher works in" in said
+    assert "teacher works in" not in out
     assert toy.ran() == ["check", "teacher"]
     assert "up to date" in toy.repro("teacher")
 

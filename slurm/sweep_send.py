@@ -70,5 +70,8 @@ def _move_clones(
     sources: Sequence[Experiment | None], targets: Sequence[Experiment | None]
 ) -> None:
     for source, target in zip(sources, targets, strict=True):
-        if source is not None and target is not None and source.clone.exists():
-            source.clone.replace(target.clone)
+        if source is None or target is None:
+            continue
+        for old, new in ((source.clone, target.clone), (source.spent, target.spent)):
+            if old.exists():
+                old.replace(new)

@@ -14,6 +14,7 @@ from slurm.experiment import ExperimentJob, _overlay, stages_of
 from slurm.jobs import write_json
 from slurm.profile import Profile
 from slurm.sweep_plan import commit_of, expand, resources_of, settings_of
+from slurm.sweep_send import _move_clones
 from slurm.sweeps import Experiment, Order
 from tests.patience import PATIENCE
 
@@ -206,4 +207,20 @@ def test_killed_at_the_end_it_does_not_run_again(ran, monkeypatch, what, said):
 
     ExperimentJob()(str(ran.path))
     assert ran.result() == {"revision": "r", "top1": 50.0}
+    assert not list(ran.path.glob("clone*"))
+
+
+@pytest.mark.parametrize("name", ["clone", "spent"])
+def test_sent_off_again_it_goes_on_in_its_clone(ran, name):
+    """Both as where the job was killed for good: in the middle, and just before it said so."""
+    if name == "spent":
+        ran.clone.replace(ran.spent)
+    again = Experiment(ran.path.with_name("1"))
+    again.path.mkdir()
+    again.write_order(ran.order())
+
+    _move_clones([ran], [again])
+    ExperimentJob()(str(again.path))
+
+    assert again.result() == {"revision": "r", "top1": 50.0}
     assert not list(ran.path.glob("clone*"))

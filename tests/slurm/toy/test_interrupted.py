@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -45,17 +44,6 @@ def test_killed_while_collecting(toy):
     assert toy.ran() == []
 
 
-def waiting(toy):
-    """Processes of `slurm.run` in the workspace."""
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (place / "cmdline").read_bytes().decode().split("\0")
-            if "slurm.run" in words and (place / "cwd").readlink() == toy.folder:
-                yield place
-        except OSError:
-            continue
-
-
 def test_an_orphan_leaves_the_outputs_to_the_one_that_came_after(toy):
     """kill -9 of DVC alone: its child still waits for the job, and the next DVC does, too."""
     toy.set(slow={"teacher": str(toy.gate)})
@@ -64,8 +52,11 @@ def test_an_orphan_leaves_the_outputs_to_the_one_that_came_after(toy):
     os.kill(process.pid, signal.SIGKILL)
     # Reaped, or DVC's lock takes it for alive.
     process.wait()
+    attached = toy.folder / ".slurm/attached/teacher"
+    first = attached.read_text()
     second = toy.start("dvc", "repro", "teacher")
-    toy.until(lambda: len(list(waiting(toy))) == 2)
+    # Empty while it is being written.
+    toy.until(lambda: attached.read_text() not in ("", first))
     toy.gate.touch()
     said, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, said

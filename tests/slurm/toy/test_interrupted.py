@@ -48,12 +48,12 @@ def test_an_orphan_leaves_the_outputs_to_the_one_that_came_after(toy):
     """kill -9 of DVC alone: its child still waits for the job, and the next DVC does, too."""
     toy.set(slow={"teacher": str(toy.gate)})
     process = toy.start("dvc", "repro", "teacher")
-    toy.until(lambda: "teacher" in (toy.log.read_text() if toy.log.exists() else ""))
+    attached = toy.folder / ".slurm/attached/teacher"
+    toy.until(lambda: attached.exists() and attached.read_text())
+    first = attached.read_text()
     os.kill(process.pid, signal.SIGKILL)
     # Reaped, or DVC's lock takes it for alive.
     process.wait()
-    attached = toy.folder / ".slurm/attached/teacher"
-    first = attached.read_text()
     second = toy.start("dvc", "repro", "teacher")
     # Empty while it is being written.
     toy.until(lambda: attached.read_text() not in ("", first))

@@ -30,7 +30,7 @@ from slurm.attempts import close_attempt, open_attempt
 from slurm.errors import SlurmError
 from slurm.job import belong_to_the_job
 from slurm.jobs import read_json, tail, write_json
-from slurm.snapshot import git
+from slurm.snapshot import check_snapshot, files_of, git
 from slurm.sweeps import Experiment, Order, revision_of
 
 TICK = 0.05
@@ -218,7 +218,7 @@ def lay_out_clone(experiment: Experiment, order: Order) -> None:
     """Make the clone, or an earlier attempt's, what the workspace was when it was submitted.
 
     Raises:
-        SlurmError: git refuses.
+        SlurmError: git refuses, or the snapshot was changed.
     """
     from dvc.config import Config
 
@@ -238,7 +238,9 @@ def lay_out_clone(experiment: Experiment, order: Order) -> None:
     for line in git(clone, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines():
         git(clone, "update-ref", "--no-deref", "-d", line)
     git(clone, "checkout", "--quiet", "--force", "--detach", order.commit)
-    _overlay(experiment.path.parent / "snapshots" / order.snapshot, clone)
+    snapshot = experiment.path.parent / "snapshots" / order.snapshot
+    check_snapshot(snapshot)
+    _overlay(snapshot, clone)
     settings = workspace / ".dvc" / "config.local"
     if settings.exists():
         shutil.copy2(settings, clone / ".dvc" / "config.local")
@@ -253,9 +255,7 @@ def lay_out_clone(experiment: Experiment, order: Order) -> None:
 
 def _overlay(snapshot: Path, clone: Path) -> None:
     """Put the tracked files of the snapshot, and no others, in place of the commit's."""
-    wanted = {
-        path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()
-    }
+    wanted = set(files_of(snapshot))
     for name in filter(None, git(clone, "ls-files", "-z").split("\0")):
         path = clone / name
         if name not in wanted and path.is_file() and not path.is_symlink():

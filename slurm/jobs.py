@@ -29,6 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from slurm.contents import Store, hash_of, within
+from slurm.errors import SlurmError
 
 FOLDER = ".slurm"
 TAIL_LINES = 40
@@ -305,6 +306,28 @@ class Jobs:
                 files.update(within(made, out))
             inputs.append(Input(item.path, within(files, item.path)))
         return replace(task, inputs=inputs)
+
+
+def make_private(folder: Path) -> None:
+    """Make sure that nobody else can write, or read, what jobs will run.
+
+    Jobs unpickle and execute what lies there, and records hold the profile's environment.
+
+    Raises:
+        SlurmError: the folder is another user's, or cannot be closed to others.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid == os.geteuid() and found.st_mode & 0o077:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise SlurmError(f"cannot make {folder} private: {error.strerror}") from error
+    if found.st_uid != os.geteuid():
+        raise SlurmError(
+            f"{folder} belongs to user {found.st_uid}, and jobs run what lies there: expected a "
+            f"folder of your own (user {os.geteuid()}); use a clone of your own, or remove it"
+        )
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from submitit.helpers import TorchDistributedEnvironment
 
 from slurm.attempts import close_attempt
 from slurm.contents import link, list_path, md5_file, within
+from slurm.errors import SlurmError
 from slurm.jobs import Job, Jobs, Record, Task, write_json
-from slurm.snapshot import lay_out
+from slurm.snapshot import check_snapshot, lay_out
 
 
 class StageError(RuntimeError):
@@ -63,7 +64,7 @@ def stage_inputs(job: Job, record: Record) -> None:
     """Lay out the private folder: tracked files, and the inputs that other stages made.
 
     Raises:
-        StageError: an input is gone.
+        StageError: an input is gone, or the snapshot was changed.
     """
     jobs = Jobs(Path(record.workspace))
     task = record.task
@@ -84,7 +85,12 @@ def stage_inputs(job: Job, record: Record) -> None:
         # Sent off again for other inputs: checkpoints are of the former ones.
         shutil.rmtree(job.work, ignore_errors=True)
     paths = [*task.outs, *(item.path for item in task.inputs)]
-    lay_out(jobs.root / "snapshots" / record.snapshot, job.work, paths)
+    snapshot = jobs.root / "snapshots" / record.snapshot
+    try:
+        check_snapshot(snapshot)
+    except SlurmError as error:
+        raise StageError(str(error)) from error
+    lay_out(snapshot, job.work, paths)
     write_json(job.path / "inputs.json", wanted)
     for name, source in sources.items():
         target = job.work / name

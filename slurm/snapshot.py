@@ -12,6 +12,8 @@ from typing import Any
 
 from slurm.errors import SlurmError
 
+COMPILED = "__pycache__"
+
 
 def git(workspace: Path, *words: str) -> str:
     """What a git command prints.
@@ -65,21 +67,16 @@ def take_snapshot(workspace: Path, folder: Path, code: Iterable[str]) -> str:
     Returns:
         The hash.
     """
-    names = tracked_files(workspace, code)
-    digest = hashlib.sha256()
-    contents = {}
-    for name in names:
-        path = workspace / name
-        mode = path.stat().st_mode & 0o111
-        contents[name] = path.read_bytes(), mode
-        digest.update(f"{name}\0{mode}\0{len(contents[name][0])}\0".encode())
-        digest.update(contents[name][0])
-    key = digest.hexdigest()[:20]
+    contents = _read(workspace, tracked_files(workspace, code))
+    key = _hash(contents)
     target = folder / key
     if target.exists():
-        # Garbage collection goes by the last use.
-        os.utime(target)
-        return key
+        if snapshot_key(target) == key:
+            # Garbage collection goes by the last use.
+            os.utime(target)
+            return key
+        # Cleaned up in part, as scratch file systems are.
+        shutil.rmtree(target)
     draft = folder / f".{key}.{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     for name, (content, mode) in contents.items():
@@ -93,6 +90,46 @@ def take_snapshot(workspace: Path, folder: Path, code: Iterable[str]) -> str:
             raise
         shutil.rmtree(draft)
     return key
+
+
+def check_snapshot(folder: Path) -> None:
+    """Check that a snapshot holds just what it was made of, before its code runs.
+
+    Raises:
+        SlurmError: a file is missing, was changed or was added.
+    """
+    found = snapshot_key(folder) if folder.is_dir() else "none"
+    if found != folder.name:
+        raise SlurmError(
+            f"the snapshot {folder} is not what was submitted (its content has the hash {found}): "
+            "files below .slurm were changed or removed; submit again"
+        )
+
+
+def snapshot_key(folder: Path) -> str:
+    """Hash what a snapshot holds; an untouched one has its hash for a name."""
+    return _hash(_read(folder, files_of(folder)))
+
+
+def files_of(folder: Path) -> list[str]:
+    """List the files of a snapshot, without what Python compiled there since."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    names = (path.relative_to(folder) for path in found)
+    return sorted(name.as_posix() for name in names if COMPILED not in name.parts)
+
+
+def _read(folder: Path, names: Iterable[str]) -> dict[str, tuple[bytes, int]]:
+    """Content and permission to execute of each file."""
+    paths = {name: folder / name for name in names}
+    return {name: (path.read_bytes(), path.stat().st_mode & 0o111) for name, path in paths.items()}
+
+
+def _hash(contents: dict[str, tuple[bytes, int]]) -> str:
+    digest = hashlib.sha256()
+    for name, (content, mode) in contents.items():
+        digest.update(f"{name}\0{mode}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:20]
 
 
 def lay_out(snapshot: Path, work: Path, own: Iterable[str]) -> None:

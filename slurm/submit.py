@@ -21,7 +21,7 @@ from typing import Any
 from slurm import garbage
 from slurm.errors import SlurmError, command_main
 from slurm.fingerprints import DEFINITION, fingerprint, fingerprints
-from slurm.jobs import Jobs, Record, Task, exclusive, read_json
+from slurm.jobs import Jobs, Record, Task, exclusive, make_private, read_json
 from slurm.launch import check_accepted, check_shared, grace_seconds, send
 from slurm.living import cancel_all, dead, living
 from slurm.pipeline import Pipeline, Plan
@@ -47,7 +47,12 @@ class Batch:
 
 @contextmanager
 def locked(jobs: Jobs) -> Iterator[None]:
-    """One process at a time submits jobs of a workspace."""
+    """One process at a time submits jobs of a workspace.
+
+    Raises:
+        SlurmError: another one takes too long, or the folder for jobs cannot be private.
+    """
+    make_private(jobs.root)
     with exclusive(jobs.root / "lock", SUBMITTING_SECONDS) as held:
         if not held:
             minutes = SUBMITTING_SECONDS / 60

@@ -3,32 +3,45 @@
 import json
 import multiprocessing
 import os
+import shutil
+import subprocess
 
 import pytest
 
 from slurm import garbage
 from slurm.collect import DamagedError, NotOwnerError, collect, take_over
 from slurm.contents import list_path, md5_file
-from slurm.jobs import Input, Job, Jobs, Record, Task, exclusive
+from slurm.errors import SlurmError
+from slurm.jobs import Input, Job, Jobs, Record, Task, exclusive, make_private
 from slurm.layout import StageError, stage_inputs
-from slurm.snapshot import lay_out
+from slurm.snapshot import check_snapshot, lay_out, snapshot_key, take_snapshot
+from slurm.submit import locked
 from tests.patience import PATIENCE
 
+# What a folder `tables` with `code` in code.py hashes to.
+SNAPSHOT = "e71306c8121ca85b9dd1"
 TEACHER, WEIGHTS = "results/teacher", "results/teacher/teacher.pt"
 
 
 @pytest.fixture
 def jobs(tmp_path):
     jobs = Jobs(tmp_path / "work")
-    (jobs.root / "snapshots" / "s" / "tables").mkdir(parents=True)
-    (jobs.root / "snapshots" / "s" / "tables" / "code.py").write_text("code")
+    (snapshot_of(jobs) / "tables").mkdir(parents=True)
+    (snapshot_of(jobs) / "tables" / "code.py").write_text("code")
+    assert snapshot_key(snapshot_of(jobs)) == SNAPSHOT
     return jobs
+
+
+def snapshot_of(jobs):
+    return jobs.root / "snapshots" / SNAPSHOT
 
 
 def ask(jobs, task, **changes):
     """A job that was asked for."""
     job = jobs.job(task.stage, task.key())
-    job.write(Record(task, str(jobs.workspace), "s", {}, {}, job_id="1", submitted=1.0, **changes))
+    job.write(
+        Record(task, str(jobs.workspace), SNAPSHOT, {}, {}, job_id="1", submitted=1.0, **changes)
+    )
     return job
 
 
@@ -161,12 +174,83 @@ def test_a_half_linked_input_is_made_whole(jobs):
 
 def test_the_layout_has_links_to_code_and_folders_of_its_own_for_outputs(jobs, tmp_path):
     work = tmp_path / "private"
-    snapshot = jobs.root / "snapshots" / "s"
+    snapshot = snapshot_of(jobs)
     lay_out(snapshot, work, ["tables/rendered"])
     assert (work / "tables" / "code.py").is_symlink()
     assert not (work / "tables").is_symlink()
     (work / "tables" / "rendered").mkdir()
     assert sorted(path.name for path in (snapshot / "tables").iterdir()) == ["code.py"]
+
+
+def remove(snapshot):
+    (snapshot / "tables" / "code.py").unlink()
+
+
+def change(snapshot):
+    (snapshot / "tables" / "code.py").write_text("edoc")
+
+
+def add(snapshot):
+    (snapshot / "torch.py").write_text("import os")
+
+
+def make_executable(snapshot):
+    (snapshot / "tables" / "code.py").chmod(0o755)
+
+
+@pytest.mark.parametrize("spoil", [remove, change, add, make_executable, shutil.rmtree])
+def test_a_job_runs_no_code_but_what_was_submitted(jobs, spoil):
+    job = ask(jobs, teacher_task())
+    spoil(snapshot_of(jobs))
+    with pytest.raises(StageError, match=rf"{SNAPSHOT} is not what was submitted .*submit again"):
+        stage_inputs(job, job.record())
+    assert not job.work.exists()
+
+
+def test_what_python_compiled_is_no_part_of_a_snapshot(jobs):
+    (snapshot_of(jobs) / "tables" / "__pycache__").mkdir()
+    (snapshot_of(jobs) / "tables" / "__pycache__" / "code.pyc").touch()
+    check_snapshot(snapshot_of(jobs))
+
+
+def test_a_snapshot_that_lost_files_is_taken_anew(tmp_path):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "code.py").write_text("code")
+    folder = tmp_path / "snapshots"
+    key = take_snapshot(tmp_path, folder, [])
+    (folder / key / "code.py").unlink()
+    assert take_snapshot(tmp_path, folder, []) == key
+    check_snapshot(folder / key)
+
+
+# What jobs run is nobody else's
+
+
+@pytest.mark.parametrize("mode", [None, 0o755, 0o775, 0o777])
+def test_the_folder_of_jobs_is_private_whatever_the_umask(tmp_path, mode):
+    folder = tmp_path / ".slurm"
+    before = os.umask(0o002)
+    try:
+        if mode is not None:
+            folder.mkdir()
+            folder.chmod(mode)
+        with locked(Jobs(tmp_path)):
+            assert folder.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_a_folder_of_jobs_of_another_user_is_refused(tmp_path, monkeypatch):
+    make_private(tmp_path / "mine")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(SlurmError, match=rf"mine belongs to user {os.getuid()}, and jobs run what"):
+        make_private(tmp_path / "mine")
+
+
+def test_a_file_in_place_of_the_folder_of_jobs_is_refused(tmp_path):
+    (tmp_path / ".slurm").touch()
+    with pytest.raises(SlurmError, match=r"cannot make .*\.slurm private: File exists"):
+        make_private(tmp_path / ".slurm")
 
 
 # Taking what a job made

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import ResultFolderError, StoreError, TrackingError
+from .errors import ResultFolderError, StoreError, TrackingError, redact
 from .record import EXPERIMENT_FOLDER, RUN_NAME, RunRecord, read_folder
 from .where import SWITCH, check_reachable, enabled, repo_root, tracking_uri
+
+LOCAL_UI = "http://127.0.0.1:5000"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +80,7 @@ def _log(args: argparse.Namespace, root: Path) -> int:
     for error in broken:
         print(f"tracking: {error}", file=sys.stderr)
     counts = ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
-    print(f"{store_uri}: {counts or 'nothing logged'}")
+    print(f"{redact(store_uri)}: {counts or 'nothing logged'}")
     return 1 if broken else 0
 
 
@@ -96,14 +99,14 @@ def _init(args: argparse.Namespace, root: Path) -> int:
     _enter(root)
     from .store import Store
 
-    print(f"{Store(tracking_uri(root)).uri} is ready")
+    print(f"{redact(Store(tracking_uri(root)).uri)} is ready")
     return 0
 
 
 def _status(args: argparse.Namespace, root: Path) -> int:
     uri = tracking_uri(root)
     records, broken = _read(_all_folders(args.results.resolve()))
-    print(f"store: {uri}")
+    print(f"store: {redact(uri)}")
     check_reachable(uri)
     _enter(root)
     from .store import Store
@@ -114,7 +117,8 @@ def _status(args: argparse.Namespace, root: Path) -> int:
     for study in sorted({record.study for record in records}):
         page = store.runs_page(study)
         if page is not None:
-            base = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+            # A browser asks for the user and password itself.
+            base = re.sub("//.*@", "//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
             print(f"runs of {study}, when the UI runs: {base}/{page}")
     for record in missing:
         print(f"not in MLflow: {record.folder}")

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote
+
+HIDDEN = "***"
+URI = "MLFLOW_TRACKING_URI"
+# What else a client of MLflow proves with who it is.
+_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+# User and password of an address, percent-encoded as they should be or not, and its query. What
+# follows three slashes is a path.
+_ADDRESS = re.compile(r"(?<=://)(?!/)([^\s/?#]*@|\S*@)?[^\s?]*(\?\S*)?")
+# A shorter one would be found within words of any message.
+_SHORTEST = 4
+
+
+def redact(text: str) -> str:
+    """Hide users, passwords and tokens of the tracking store in a text."""
+    secrets = {os.environ.get(name, "") for name in _SECRETS}
+    for address in (os.environ.get(URI, ""), text):
+        for user, query in _ADDRESS.findall(address):
+            if user:
+                text = text.replace(user, f"{HIDDEN}@")
+                secrets.add(user[:-1].partition(":")[2] or user[:-1])
+            secrets |= {query, *(value for _, value in parse_qsl(query[1:]))}
+    plain = secrets | {unquote(secret) for secret in secrets}
+    for secret in sorted(plain | {quote(secret, "") for secret in plain}, key=len, reverse=True):
+        if len(secret) >= _SHORTEST:
+            text = text.replace(secret, HIDDEN)
+    return text
 
 
 class TrackingError(Exception):
-    """Logging did not happen; the message is one line that a user can act on."""
+    """Logging did not happen; the message is one line that a user can act on, without secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class ResultFolderError(TrackingError):
@@ -21,8 +53,6 @@ class StoreError(TrackingError):
 
     def __init__(self, uri: str, reason: str) -> None:
         super().__init__(f"MLflow store {uri} is not available: {reason}")
-        self.uri = uri
-        self.reason = reason
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import redact
 from .where import temporary_workspace
 
 
@@ -45,7 +46,7 @@ def not_logged(reason: str, handed: Sequence[Handed], root: Path) -> str:
     where = ", ".join(item.shown(root) for item in handed)
     temporary = any(temporary_workspace(item.folder) for item in handed)
     when = "after `dvc exp apply` log them with" if temporary else "log them later with"
-    return (
+    return redact(
         f"tracking: not logged: {reason}. The results are safe in {where}; "
         f"{when}: {later_commands(handed, root)}"
     )

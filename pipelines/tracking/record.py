@@ -22,6 +22,9 @@ from .errors import ResultFolderError, first_line
 
 EXPERIMENT_FOLDER = "experiment"
 RUN_NAME = re.compile(r"[a-z0-9_]+-w\d+a\d+-s\d+")
+# What settings allow as a name: it becomes part of paths.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+EXPECTED_NAME = "expected letters, digits, '.', '_' and '-'"
 MAX_FILE_BYTES = 1_000_000
 _FILE_TYPES = {".json", ".csv", ".yaml", ".md"}
 _FULL_PRECISION_BITS = 32
@@ -76,8 +79,8 @@ def _read(folder: Path) -> RunRecord:
     settings = _mapping(folder, "settings.yaml")
     metrics = _mapping(folder, "metrics.json")
     env = _mapping(folder, "env.json") if (folder / "env.json").exists() else {}
-    study = _text(folder, "settings.yaml", settings, "study")
-    method = _text(folder, "settings.yaml", settings, "method")
+    study = _name(folder, settings, "study")
+    method = _name(folder, settings, "method")
     settings_sha256 = _text(folder, "metrics.json", metrics, "settings_sha256")
 
     quant = settings.get("quant") or {}
@@ -148,6 +151,13 @@ def _text(folder: Path, file: str, mapping: Mapping[str, Any], key: str) -> str:
     value = mapping.get(key)
     if not isinstance(value, str) or not value:
         raise ResultFolderError(folder, f"{file} has no {key!r}")
+    return value
+
+
+def _name(folder: Path, settings: Mapping[str, Any], key: str) -> str:
+    value = _text(folder, "settings.yaml", settings, key)
+    if not NAME.fullmatch(value):
+        raise ResultFolderError(folder, f"settings.yaml: {key} = {value!r}: {EXPECTED_NAME}")
     return value
 
 

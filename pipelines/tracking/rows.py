@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import TrackingError, first_line
 from .labels import NOTE, RENDERED
-from .record import MAX_FILE_BYTES, digest_of
+from .record import EXPECTED_NAME, MAX_FILE_BYTES, NAME, digest_of
 from .store import Outcome, Store
 
 # A study may have no row of the ablation; of what both have, the ablation's numbers count.
@@ -23,8 +23,10 @@ def attach_rows(store: Store, rendered: Path, study: str) -> dict[str, Outcome]:
     """Attach `rows/<method>.md`, the tables' files and their means to each row's parent run.
 
     Raises:
-        TrackingError: `rendered` holds no table, or the store refused.
+        TrackingError: `rendered` holds no table, a name is none, or the store refused.
     """
+    if not NAME.fullmatch(study):
+        raise TrackingError(f"study {study!r}: {EXPECTED_NAME}")
     there = [name for name in TABLES if (rendered / f"{name}.json").is_file()]
     cells: dict[str, dict[str, float]] = {}
     for name in there or TABLES[-1:]:
@@ -60,6 +62,9 @@ def _read_table(path: Path) -> dict[str, dict[str, float]]:
         for method, cells in (loaded.items() if isinstance(loaded, dict) else ())
         if isinstance(cells, Mapping) and any(_BITS.fullmatch(key) for key in cells)
     }
+    for method in rows:
+        if not NAME.fullmatch(method):
+            raise TrackingError(f"{path} has a row {method!r}: {EXPECTED_NAME}")
     if not rows:
         raise TrackingError(f"{path} holds no table row (method -> w2a2 -> values)")
     return rows

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, TypeVar
 
-from .errors import StoreError, TrackingError, first_line
+from .errors import StoreError, TrackingError, first_line, redact
 from .labels import (
     CELL,
     DIGEST,
@@ -49,10 +52,25 @@ _Item = TypeVar("_Item")
 def prepare_process() -> None:
     """Defaults for a process that does nothing but log: fail soon, print little, call nobody.
 
-    What the user has set stays.
+    What the user has set stays. No secret of the store is printed, whoever prints.
     """
     for key, value in _DEFAULTS.items():
         os.environ.setdefault(key, value)
+    # mlflow would print the whole address of every run, password included.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    logging.setLogRecordFactory(_RedactedRecord)
+    sys.excepthook = _print_redacted
+
+
+class _RedactedRecord(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802 - the name is logging's
+        return redact(super().getMessage())
+
+
+def _print_redacted(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr)
 
 
 class Store:

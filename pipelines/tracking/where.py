@@ -6,17 +6,13 @@ import hashlib
 import os
 import socket
 import sqlite3
-import ssl
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from .errors import StoreError, first_line
+from .errors import URI, StoreError, first_line
 
 SWITCH = "OFQ_TRACKING"
-URI = "MLFLOW_TRACKING_URI"
 WORKSPACE = "OFQ_WORKSPACE"
 _TEMPORARY = (".dvc", "tmp", "exps")
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -112,7 +108,7 @@ def check_reachable(uri: str, timeout: float = 3.0) -> None:
         if path is not None:
             _check_sqlite(path)
             return
-        parts = urlsplit(uri)
+        parts = _parts(uri)
         if parts.scheme in {"http", "https"}:
             _check_http(uri, timeout)
         elif parts.hostname:
@@ -120,9 +116,26 @@ def check_reachable(uri: str, timeout: float = 3.0) -> None:
             if port is not None:
                 socket.create_connection((parts.hostname, port), timeout).close()
     except (OSError, ValueError, sqlite3.Error) as error:
-        reason = getattr(error, "reason", None)
-        shown = first_line(reason if isinstance(reason, BaseException) else error)
-        raise StoreError(uri, shown) from error
+        # requests wraps what happened in layers that repeat the address.
+        cause: BaseException = error
+        while cause.__context__ is not None:
+            cause = cause.__context__
+        raise StoreError(uri, first_line(cause)) from error
+
+
+def _parts(uri: str) -> SplitResult:
+    """The address in parts; what Python says of a wrong one may quote a piece of a password."""
+    try:
+        parts = urlsplit(uri)
+        valid = parts.port is None or parts.hostname is not None
+    except ValueError:
+        valid = False
+    if not valid or ("@" in parts.path and "@" not in parts.netloc and parts.netloc):
+        raise ValueError(
+            "no valid address; special characters of a user or password must be percent-encoded, "
+            "such as %40 for @ and %2F for /"
+        ) from None
+    return parts
 
 
 def _check_sqlite(path: Path) -> None:
@@ -140,13 +153,14 @@ def _check_sqlite(path: Path) -> None:
 
 
 def _check_http(uri: str, timeout: float) -> None:
+    """Ask as the client does: by requests, which knows users in addresses, proxies and netrc."""
+    import requests
+
     try:
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=timeout).close()
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in _SERVER_DOWN:
-            raise OSError(f"the server answers {error.code}") from error
-    except urllib.error.URLError as error:
+        with requests.get(uri.rstrip("/") + "/health", timeout=timeout) as answer:
+            status = answer.status_code
+    except requests.exceptions.SSLError:
         # mlflow has its own switch for certificates; let it decide.
-        if not isinstance(error.reason, ssl.SSLError):
-            raise
+        return
+    if status in _SERVER_DOWN:
+        raise OSError(f"the server answers {status}")

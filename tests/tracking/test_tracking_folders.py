@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking.errors import ResultFolderError, StoreError
+from pipelines.tracking.errors import ResultFolderError, StoreError, TrackingError, redact
 from pipelines.tracking.messages import Handed, not_logged
 from pipelines.tracking.record import read_folder
 from pipelines.tracking.where import (
@@ -118,6 +120,12 @@ def test_digest_follows_content_and_not_time(tmp_path: Path, make_run: MakeRun) 
         ("settings.yaml", "study: [", "settings.yaml cannot be read"),
         ("settings.yaml", "study: digits", "settings.yaml has no 'method'"),
         ("settings.yaml", "{study: a, method: b, quant: 3}", "unexpected content"),
+        ("settings.yaml", "{study: /etc, method: b}", "settings.yaml: study = '/etc': expected"),
+        ("settings.yaml", "{study: ../../x, method: b}", "study = '../../x': expected letters"),
+        ("settings.yaml", "{study: a/b, method: b}", "study = 'a/b': expected letters"),
+        ("settings.yaml", '{study: "a\\n", method: b}', r"study = 'a\n': expected letters"),
+        ("settings.yaml", "{study: .., method: b}", "study = '..': expected letters"),
+        ("settings.yaml", "{study: a, method: ../b}", "method = '../b': expected letters"),
         ("history.csv", "loss\n1\n", "history.csv has a row without an epoch"),
     ],
 )
@@ -183,6 +191,83 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 def test_nothing_listens() -> None:
     with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9 .*refused"):
         check_reachable("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("uri", "password", "shown"),
+    [
+        ("http://user:s3cret@server:5000", "s3cret", "http://***@server:5000"),
+        ("http://user:s3cr%65t@server:5000/x", "s3cret", "http://***@server:5000/x"),
+        ("http://user:s3:ret@server:5000", "s3:ret", "http://***@server:5000"),
+        ("http://s3cret@server", "s3cret", "http://***@server"),
+        ("http://user:s3cret/@server:5000", "s3cret/", "http://***@server:5000"),
+        ("http://user:a@s3cret@server:5000", "a%40s3cret", "http://***@server:5000"),
+        ("http://user:s3cret#a?b@server:5000", "s3cret#a?b", "http://***@server:5000"),
+        ("postgresql+psycopg2://me:s3cret@server/db", "s3cret", "postgresql+psycopg2://***@server"),
+        ("mysql://server/db?user=me&password=s3%26et", "s3&et", "mysql://server/db***"),
+        ("http://server/?token=s3cret", "s3cret", "http://server/***"),
+        ("sqlite:////tmp/a@b/mlflow.db", None, "sqlite:////tmp/a@b/mlflow.db"),
+        ("http://server:5000", None, "http://server:5000"),
+        ("databricks://profile", None, "databricks://profile"),
+    ],
+)
+def test_secrets_of_the_store_are_not_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uri: str, password: str | None, shown: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    reason = f"cannot connect to {uri} with {password!r}"
+    said = [
+        str(StoreError(uri, reason)),
+        not_logged(reason, [Handed(tmp_path)], tmp_path),
+        redact(f"store: {uri}, {password}"),
+    ]
+    for text in said:
+        assert shown in text
+        assert password is None or not {uri, password} & set(re.split("[ ,']", text))
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"])
+def test_secrets_beside_the_address_are_not_said(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "a b/c@")
+    error = TrackingError("a b/c@ and a%20b%2Fc%40 are refused")
+    assert str(error) == "*** and *** are refused"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://u:p/w@host:5000",
+        "http://u/p@host",
+        "http://u:p?w@host",
+        "http://u:p#w@host",
+        "http://host:99999",
+    ],
+)
+def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(StoreError, match=r"no valid address; .* percent-encoded"):
+        check_reachable(uri)
+
+
+def test_the_user_of_an_address_reaches_the_server() -> None:
+    asked: list[bytes] = []
+
+    def answer(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            asked.append(connection.recv(4096))
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        check_reachable(f"http://user:a%40b@127.0.0.1:{server.getsockname()[1]}", timeout=PATIENCE)
+        thread.join()
+    credentials = base64.b64encode(b"user:a@b")
+    assert asked[0].startswith(b"GET /health ")
+    assert b"Authorization: Basic " + credentials in asked[0]
 
 
 def _answer_once(server: socket.socket, reply: bytes | None) -> None:

@@ -24,10 +24,20 @@ def test_logging_to_a_server(
     cli: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     make_run(tmp_path, study="remote")
-    for expected in ("1 logged", "1 unchanged"):
-        done = cli(tmp_path, "log", MLFLOW_TRACKING_URI=address)
+    # The server asks nobody who they are; one behind a proxy would.
+    uri = address.replace("//", "//user:s3cret@")
+    shown = uri.replace("user:s3cret", "***")
+    for words, expected in (
+        (("log",), f"{shown}: 1 logged"),
+        (("log",), f"{shown}: 1 unchanged"),
+        (("init",), f"{shown} is ready"),
+        (("status",), f"store: {shown}\n"),
+        (("status",), f"runs of remote, when the UI runs: {address}/#/experiments/"),
+    ):
+        done = cli(tmp_path, *words, MLFLOW_TRACKING_URI=uri)
         assert (done.returncode, done.stderr) == (0, "")
         assert expected in done.stdout
+        assert "s3cret" not in done.stdout
     assert not (tmp_path / "mlflow.db").exists()
     assert not (tmp_path / "mlruns").exists()
     found = ask(address, "mlflow/experiments/get-by-name?experiment_name=remote")["experiment"]

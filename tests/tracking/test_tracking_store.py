@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,6 +224,52 @@ def test_no_table_is_said_so(store: Store, tmp_path: Path, text: str | None) -> 
         attach_rows(store, tmp_path, "digits")
 
 
+@pytest.mark.parametrize(
+    ("study", "method", "reason"),
+    [
+        ("../../x", "ofq", "study '../../x': expected letters"),
+        ("/etc", "ofq", "study '/etc': expected letters"),
+        ("", "ofq", "study '': expected letters"),
+        ("digits", "../../x", "has a row '../../x': expected letters"),
+    ],
+)
+def test_no_name_leads_out_of_its_folder(
+    store: Store, repo: Path, make_tables: MakeTables, study: str, method: str, reason: str
+) -> None:
+    rendered = make_tables(repo, ("ofq",))
+    table = (rendered / "ablation.json").read_text()
+    (rendered / "ablation.json").write_text(table.replace("ofq", method))
+    with pytest.raises(TrackingError, match=re.escape(reason)):
+        attach_rows(store, rendered, study)
+    assert not (repo / "mlruns").exists()
+
+
+@pytest.fixture
+def logging_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `prepare_process` changes, as it was before at the end of the test."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "false")
+
+
+@pytest.mark.usefixtures("logging_process")
+def test_nothing_that_a_library_says_tells_a_password(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    uri = "http://user:s3cret@server"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    prepare_process()
+    logging.getLogger("urllib3").warning("retrying %s", uri)
+    sys.excepthook(RuntimeError, RuntimeError(f"{uri}: s3cret refused"), None)
+    said = capsys.readouterr().err
+    assert caplog.messages == ["retrying http://***@server"]
+    assert "RuntimeError: http://***@server: *** refused" in said
+    assert os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] == "true"
+
+
+@pytest.mark.usefixtures("logging_process")
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     for key in (

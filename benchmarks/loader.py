@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 
 from benchmarks.commits import ROOT
@@ -34,6 +33,7 @@ from benchmarks.subjects import SIZES, Step, make_model, threads
 from ofq_core.data import Batch, Data, Share, augment, load_prepared, open_data, prepare_data
 from ofq_core.data.transforms import eval_transform, train_transform
 from ofq_core.settings import DigitsSettings, ImageSettings, RecipeSettings
+from ofq_core.yaml_files import read_yaml
 
 CPU = torch.device("cpu")
 NAME = "benchmark"
@@ -203,7 +203,7 @@ def _digits(prepared: Path, rounds: int) -> dict[str, Any]:
 
 def _fashion(prepared: Path, workers: list[int], rounds: int) -> dict[str, Any]:
     """2,048 images of Fashion-MNIST, which lie in memory as one array."""
-    loaded = yaml.safe_load((ROOT / "conf/data/fashion_mnist.yaml").read_text())
+    loaded = read_yaml(ROOT / "conf/data/fashion_mnist.yaml")
     settings = ImageSettings(**loaded | {"subset": FASHION_IMAGES})
     prepare_data(settings, prepared)
     packed = gzip.decompress((FASHION / "train-images-idx3-ubyte.gz").read_bytes())
@@ -221,7 +221,7 @@ def _fashion(prepared: Path, workers: list[int], rounds: int) -> dict[str, Any]:
 
 def imagenet_settings() -> ImageSettings:
     """ImageNet's settings for the folder of the benchmark."""
-    loaded = yaml.safe_load((ROOT / "conf/data/imagenet.yaml").read_text())
+    loaded = read_yaml(ROOT / "conf/data/imagenet.yaml")
     return ImageSettings(**loaded | {"name": NAME, "val_share": 0.0})
 
 

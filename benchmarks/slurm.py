@@ -27,8 +27,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ofq_core.yaml_files import to_yaml
 from slurm.jobs import Job, Jobs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +67,7 @@ class Workspace:
             "deps": ["cell.py", "seconds"],
             "outs": ["results/${item.cell}"],
         }
-        (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"grid": stage}}))
+        (folder / "dvc.yaml").write_text(to_yaml({"stages": {"grid": stage}}))
         (folder / "cell.py").write_text(CELL)
         (folder / "seconds").write_text(str(seconds))
         (folder / ".gitignore").write_text("/results\n/.slurm\n__pycache__\n")
@@ -88,7 +87,7 @@ class Workspace:
         """Let so many jobs run at once."""
         resources = {**PROFILE["resources"], "array_parallelism": slots}  # type: ignore[dict-item]
         path = self.folder.parent / f"{self.folder.name}.yaml"
-        path.write_text(yaml.safe_dump(PROFILE | {"resources": resources}))
+        path.write_text(to_yaml(PROFILE | {"resources": resources}))
 
     def run(self, *words: str, **extra: str) -> float:
         """Run a command; its seconds."""

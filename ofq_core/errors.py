@@ -23,3 +23,13 @@ class CheckpointError(OFQError):
 
 class TrainingStopped(OFQError):  # noqa: N818 - nothing went wrong
     """Training ended before its time because somebody asked; its checkpoint is there to go on."""
+
+
+def shortened(value: object, most: int = 80) -> str:
+    """A value as a message shows it: as Python writes it, its middle left out if it is long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        # Nested too deeply, or an integer of more digits than Python prints.
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= most else f"{text[: most - 20]}...{text[-15:]}"

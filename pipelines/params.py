@@ -20,11 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ofq_core.errors import SettingsError
 from ofq_core.explain import did_you_mean, validated
 from ofq_core.settings import StudySettings, unknown_key
+from ofq_core.yaml_files import read_yaml
 from pipelines.stage import stage_main
 
 PARAMS = Path("params.yaml")
@@ -39,14 +38,10 @@ def load_study(path: Path = PARAMS, source: str | None = None) -> StudySettings:
     Raises:
         SettingsError: the file is missing, no YAML, or a setting is wrong.
     """
-    if not path.is_file():
+    if not path.exists():
         raise SettingsError(f"{path}: no such file; run from the root of the repository")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is no valid YAML: {error}") from error
     name = source or str(path)
-    study = validated(StudySettings, raw, name)
+    study = validated(StudySettings, read_yaml(path), name)
     try:
         study.every_run()
     except SettingsError as error:
@@ -93,7 +88,7 @@ def check(candidates: list[list[str]]) -> list[dict[str, Any]]:
         for overrides in candidates:
             try:
                 _compose_checked(overrides, path)
-                found.append({"settings": yaml.safe_load(path.read_text())})
+                found.append({"settings": read_yaml(path)})
             except SettingsError as error:
                 found.append({"error": str(error)})
     return found

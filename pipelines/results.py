@@ -9,12 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ofq_core.errors import DataError, SettingsError
+from ofq_core.errors import DataError
 from ofq_core.explain import Model, validated
 from ofq_core.files import write_atomic, write_json
 from ofq_core.settings import RunSettings
+from ofq_core.yaml_files import read_yaml, to_yaml
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -60,7 +59,7 @@ def write_history(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def write_settings(path: Path, settings: Model, keys: set[str] | None = None) -> None:
     """The resolved settings of a run, or some keys of others."""
-    text = yaml.safe_dump(settings.model_dump(mode="json", include=keys), sort_keys=False)
+    text = to_yaml(settings.model_dump(mode="json", include=keys))
     write_atomic(path, text.encode())
 
 
@@ -73,11 +72,7 @@ def read_settings(folder: Path) -> RunSettings:
     path = folder / "settings.yaml"
     if not path.is_file():
         raise DataError(f"{folder}: no settings.yaml there; train first (`dvc repro qat`)")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is no valid YAML: {error}") from error
-    return validated(RunSettings, raw, str(path))
+    return validated(RunSettings, read_yaml(path), str(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:

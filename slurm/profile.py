@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,6 +26,8 @@ from pydantic import (
     model_validator,
 )
 
+from ofq_core.errors import SettingsError
+from ofq_core.yaml_files import read_yaml
 from slurm.errors import SlurmError, did_you_mean, explain
 from slurm.times import seconds_of
 
@@ -242,25 +243,6 @@ class Profile(Model):
         return one.over(merged) if name in SINGLE else merged
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which every value is text, for pydantic to read by the type it should have.
-
-    Else YAML makes 14400 of 4:00:00, True of yes, and 18 of 022.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key, _ in reversed(node.value):
-            if keys.count(key.value) > 1:
-                twice = f"the key {key.value!r} stands here twice"
-                raise yaml.MarkedYAMLError(problem=twice, problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^(~|null|)$"), ["", "~", "n"])
-
-
 def _known(location: list[str]) -> Iterable[str]:
     """The keys that a profile has at a location."""
     if location:
@@ -276,16 +258,11 @@ def read_profile(path: Path) -> Profile:
     """
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", "not UTF-8 text")
-        raise SlurmError(f"cannot read {shown}: {reason}") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        raise SlurmError(f"{shown}: no valid YAML: {where}{problem or error}") from None
-    if not isinstance(raw, dict):
-        raise SlurmError(f"{shown}: expected keys with values, such as 'executor: slurm'")
+        # As text, for pydantic to read by the type that a value should have: 022 is 22, and a time
+        # or `yes` what it looks like.
+        raw = read_yaml(shown, verbatim=True)
+    except SettingsError as error:
+        raise SlurmError(str(error)) from None
     if "name" in raw:
         raise SlurmError(f"{shown}: name: unknown key, since the file's name is the profile's")
     try:

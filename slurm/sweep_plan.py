@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ofq_core.errors import SettingsError
+from ofq_core.yaml_files import read_yaml
 from slurm.errors import SlurmError
 from slurm.pipeline import Pipeline
 from slurm.profile import Profile, Resources
@@ -232,9 +234,10 @@ def teacher_remarks(
     pipeline: Pipeline, items: list[Item], settings: dict[str, dict[str, Any]]
 ) -> list[str]:
     """Warnings where several experiments would each train the same teacher."""
-    import yaml
-
-    here = yaml.safe_load((pipeline.workspace / PARAMS).read_text())
+    try:
+        here = read_yaml(pipeline.workspace / PARAMS)
+    except SettingsError as error:
+        raise SlurmError(str(error)) from None
     groups: dict[str, list[Item]] = {}
     for item in items:
         if item.wanted:

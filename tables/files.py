@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ofq_core.errors import SettingsError
+from ofq_core.yaml_files import read_yaml as read_settings_file
 from tables.errors import TableError
 
 
@@ -46,12 +46,10 @@ def read_yaml(path: Path, *, verbatim: bool = False) -> dict[str, Any]:
 
     With `verbatim` every scalar stays the text that was typed, so that 68.00 is not shown as 68.0.
     """
-    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    base = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
-        return _mapping(yaml.load(_text(path), Loader=base if verbatim else safe), path)
-    except yaml.YAMLError as error:
-        raise TableError(f"{path}: not valid YAML ({_one_line(error)})") from error
+        return _mapping(read_settings_file(path, verbatim=verbatim), path)
+    except SettingsError as error:
+        raise TableError(str(error)) from error
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
 from torch import nn
 
 from ofq_core.checkpoints.io import load_weights
 from ofq_core.checkpoints.released_load import ReleasedModel, load_released
-from ofq_core.errors import CheckpointError, SettingsError
+from ofq_core.errors import CheckpointError
 from ofq_core.explain import validated
 from ofq_core.files import sha256_file
 from ofq_core.models import QuantPlan, build_model, convert, load_pretrained
 from ofq_core.settings import DataSettings, ModelSettings, QuantSettings, RunSettings
+from ofq_core.yaml_files import read_yaml
 
 SETTINGS = "settings.yaml"
 WEIGHTS = ("student.pt", "teacher.pt")
@@ -134,8 +134,4 @@ def _full_precision(quant: QuantSettings) -> bool:
 
 
 def _settings(path: Path) -> RunSettings:
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is no valid YAML: {error}") from error
-    return validated(RunSettings, raw, str(path))
+    return validated(RunSettings, read_yaml(path), str(path))

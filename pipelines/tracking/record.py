@@ -16,7 +16,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ofq_core.errors import SettingsError
+from ofq_core.yaml_files import read_yaml
 
 from .errors import ResultFolderError, first_line
 
@@ -137,10 +138,10 @@ def _mapping(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
         text = path.read_text(encoding="utf-8")
-        loaded = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        loaded = json.loads(text) if path.suffix == ".json" else read_yaml(path)
     except FileNotFoundError:
         raise ResultFolderError(folder, f"{name} is missing") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, SettingsError) as error:
         raise ResultFolderError(folder, f"{name} cannot be read ({first_line(error)})") from error
     if not isinstance(loaded, dict):
         raise ResultFolderError(folder, f"{name} does not hold a mapping")

@@ -37,7 +37,7 @@ def test_folder_without_weights(tmp_path):
 def test_damaged_settings(run_folder):
     folder, _ = run_folder()
     (folder / "settings.yaml").write_text("a: [")
-    with pytest.raises(SettingsError, match=r"settings\.yaml is no valid YAML"):
+    with pytest.raises(SettingsError, match=r"settings\.yaml: no valid YAML"):
         open_subject(folder)
     (folder / "settings.yaml").write_text("a: 1")
     with pytest.raises(SettingsError, match="unknown key"):

@@ -172,7 +172,7 @@ def test_arguments_of_a_cell(words, code, part, settings_only, command, snapshot
 def test_files_that_are_no_settings(settings_only, command, one_message):
     params = settings_only / "params.yaml"
     params.write_text("quant: [")
-    assert "params.yaml is no valid YAML" in command(settings_only, "pipelines.check").err
+    assert "params.yaml: no valid YAML" in command(settings_only, "pipelines.check").err
     params.unlink()
     message = one_message(command(settings_only, "pipelines.check"))
     assert message == "params.yaml: no such file; run from the root of the repository"

@@ -33,10 +33,10 @@ def message_of(call, *arguments):
 
 
 def test_file_that_cannot_be_read(write, tmp_path):
-    assert message_of(read_profile, tmp_path) == f"cannot read {Path('.')}: Is a directory"
+    assert message_of(read_profile, tmp_path) == ".: expected a file"
     path = write("")
     path.write_bytes(b"executor: \xff")
-    assert message_of(read_profile, path) == "cannot read mine.yaml: not UTF-8 text"
+    assert message_of(read_profile, path) == "mine.yaml: no valid YAML: line 1: not UTF-8 text"
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,13 @@ def test_file_that_cannot_be_read(write, tmp_path):
             "executor: slurm\nqos: a\nexecutor: local",
             "mine.yaml: no valid YAML: line 3: the key 'executor' stands here twice",
         ),
-        ("executor: !!python/name:os.system x", "mine.yaml: no valid YAML: line 1: could not"),
-        ("executor: \x07", "mine.yaml: no valid YAML: unacceptable character"),
-        ("", "mine.yaml: expected keys with values, such as 'executor: slurm'"),
-        ("- a", "mine.yaml: expected keys with values, such as 'executor: slurm'"),
+        (
+            "executor: !!python/name:os.system x",
+            "mine.yaml: no valid YAML: line 1: 'x' has the tag",
+        ),
+        ("executor: \x07", "mine.yaml: no valid YAML: the character U+0007"),
+        ("", "mine.yaml: empty: expected keys with values"),
+        ("- a", "mine.yaml: expected keys with values (`key: value`), found a list"),
         ("name: x", "mine.yaml: name: unknown key, since the file's name is the profile's"),
     ],
 )

@@ -69,7 +69,7 @@ def test_refresh_replaces_the_old_reference_or_leaves_it(
     assert [path.name for path in (target / "results").iterdir()] == ["lsq-w2a2-s1"]
     before = texts(target)
     (second / "settings.yaml").write_text("method: [", encoding="utf-8")
-    with pytest.raises(TableError, match="not valid YAML"):
+    with pytest.raises(TableError, match="no valid YAML"):
         refresh(study.folder, None, tmp_path / "reference")
     assert texts(target) == before
     assert [path.name for path in (tmp_path / "reference").iterdir()] == ["synthetic"]

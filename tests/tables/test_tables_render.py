@@ -225,7 +225,7 @@ def test_other_files_stay_and_stale_rows_go(study: SyntheticStudy, tmp_path: Pat
 def test_show_imports_nothing_heavy(rendered: RenderedPaths) -> None:
     code = (
         "import sys; from tables.render import main; main(['--show', '--out', sys.argv[1]]);"
-        "heavy = {'torch', 'pandas', 'matplotlib', 'jinja2', 'ofq_core'} & set(sys.modules);"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'jinja2', 'pydantic'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run(
@@ -240,7 +240,7 @@ def test_rendering_imports_no_torch(rendered: RenderedPaths, tmp_path: Path) -> 
     code = (
         "import sys; from pathlib import Path; from tables.render import render;"
         "render(Path(sys.argv[1]), Path(sys.argv[2]));"
-        "heavy = {'torch', 'pandas', 'ofq_core'} & set(sys.modules);"
+        "heavy = {'torch', 'pandas', 'pydantic'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     results = rendered.html.parents[1] / "results" / "synthetic"

@@ -48,7 +48,7 @@ def test_an_unknown_table_lists_the_known_ones() -> None:
         ("published: [lsq]", "published: 68", "'published' is 68, expected"),
         ("may_differ: [quant, method, seed]", "may_differ: [1]", "holds 1, expected text"),
         ("rows:\n", "rows:\n  - fp\n", "expected keys and values, found 'fp'"),
-        ("title: Component", "title: [Component", "not valid YAML"),
+        ("title: Component", "title: [Component", "no valid YAML"),
     ],
 )
 def test_a_bad_specification_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:

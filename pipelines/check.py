@@ -24,4 +24,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    stage_main(main, sys.argv[1:])
+    stage_main(main, sys.argv[1:], __doc__)

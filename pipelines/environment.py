@@ -10,24 +10,30 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slurm.commit import describe_commit
+
 if TYPE_CHECKING:
     from ofq_core.distributed import World
 
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "timm", "numpy", "pydantic", "ofq-core")
 
 
-def describe_environment(world: World) -> dict[str, Any]:
-    """Facts for env.json; unknown ones are null."""
+def describe_environment(world: World, code: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Facts for env.json; unknown ones are null.
+
+    code: what `describe_code` said when the run began; by default what it says now.
+    """
     import torch
 
     from ofq_core.quant.kernels import library
 
     cuda = world.device.type == "cuda"
+    code = code or describe_code()
     return {
         "versions": {
             "python": platform.python_version(),
@@ -42,7 +48,8 @@ def describe_environment(world: World) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": library() is not None,
         "platform": platform.platform(),
-        "git": _commit(),
+        "git": {key: code[key] for key in ("commit", "dirty")},
+        "git_problem": code["problem"],
         "dvc": {
             "stage": os.environ.get("DVC_STAGE"),
             "experiment": os.environ.get("DVC_EXP_NAME"),
@@ -86,29 +93,10 @@ def _attempts() -> list[dict[str, Any]]:
     return value if fits else []
 
 
-def _commit() -> dict[str, Any]:
+def describe_code() -> dict[str, Any]:
+    """`commit` and `dirty` of the code that runs, as told or as git says; `problem` if neither."""
     told = os.environ.get("OFQ_GIT_COMMIT")
     if told:
         dirty = {"true": True, "false": False}.get(os.environ.get("OFQ_GIT_DIRTY", ""))
-        return {"commit": told, "dirty": dirty}
-    return {"commit": _git("rev-parse", "HEAD"), "dirty": _dirty()}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, timeout=30
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _dirty() -> bool | None:
-    """Whether tracked code differs from the commit.
-
-    What stages write does not count, nor do dialled settings: those are in the run's settings.yaml.
-    """
-    apart = (":!dvc.lock", ":!params.yaml")
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
-    return None if changes is None else bool(changes)
+        return {"commit": told, "dirty": dirty, "problem": None}
+    return describe_commit(ROOT)

@@ -10,6 +10,7 @@ from ofq_core.settings import RunSettings, StudySettings
 from pipelines.params import load_study
 from pipelines.prepare import data_folder
 from pipelines.stage import stage_main
+from pipelines.unchanged import check_unchanged
 
 if TYPE_CHECKING:
     from ofq_core.distributed import World
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
     with join_world() as world:
         rows = [_row(study, settings, world) for settings in subjects(study)]
     if world.main:
+        check_unchanged()
         write_json(noise_file(study), {"trials": TRIALS, "rows": rows})
         print(f"noise: {len(rows)} students, {TRIALS} trials each way")
 
@@ -80,4 +82,4 @@ def _row(study: StudySettings, settings: RunSettings, world: World) -> dict[str,
 
 
 if __name__ == "__main__":
-    stage_main(main, sys.argv[1:])
+    stage_main(main, sys.argv[1:], __doc__)

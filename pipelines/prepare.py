@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ofq_core.settings import StudySettings
+from pipelines.alone import alone
 from pipelines.params import load_study
 from pipelines.stage import stage_main
 
@@ -22,7 +23,8 @@ def main(argv: list[str]) -> None:
     from ofq_core.data import prepare_data
 
     folder = data_folder(study)
-    manifest = prepare_data(study.data, folder)
+    with alone(folder):
+        manifest = prepare_data(study.data, folder)
     counts = ", ".join(f"{name} {part['images']}" for name, part in manifest["splits"].items())
     print(f"prepare: {manifest['source']} -> {folder}: {counts} images")
     unreadable = manifest.get("unreadable", [])
@@ -31,4 +33,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    stage_main(main, sys.argv[1:])
+    stage_main(main, sys.argv[1:], __doc__)

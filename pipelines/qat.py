@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pipelines.alone import alone
 from pipelines.params import load_study
 from pipelines.prepare import data_folder
 from pipelines.stage import stage_main
@@ -13,6 +14,7 @@ from pipelines.teacher import WEIGHTS
 FOLDER = Path("results/experiment")
 
 
+@alone(FOLDER)
 def main(argv: list[str]) -> None:
     """Train the dialled experiment into results/experiment/."""
     study = load_study()
@@ -27,10 +29,9 @@ def main(argv: list[str]) -> None:
     if not world.main:
         return
     # Metrics of an earlier experiment must not stand beside these weights.
-    (FOLDER / "metrics.json").unlink(missing_ok=True)
-    publish_files(result, FOLDER)
+    publish_files(result, FOLDER, outdated=["metrics.json"])
     finish(result)
 
 
 if __name__ == "__main__":
-    stage_main(main, sys.argv[1:])
+    stage_main(main, sys.argv[1:], __doc__)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ofq_core.settings import RunSettings
 from pipelines import tracking
+from pipelines.alone import alone
 from pipelines.stage import is_main, large_imports
+from pipelines.unchanged import check_unchanged
 
 
 def run_to_folder(settings: RunSettings, data: Path, teacher: Path | None, stage: str) -> None:
@@ -16,26 +18,29 @@ def run_to_folder(settings: RunSettings, data: Path, teacher: Path | None, stage
     costs a message, never the run. Of several processes only the main one writes and tracks.
     """
     folder = Path("results") / settings.study / settings.name
-    with tracking.background(active=None if is_main() else False) as tracker:
-        # Imported here, so that a wrong setting is reported before torch is loaded.
-        with large_imports():
-            from ofq_core.distributed import join_world
-            from ofq_core.models import import_timm
-            from pipelines.results import publish_folder, write_json
-            from pipelines.training import Inputs, evaluate_run, finish, train_run
+    with alone(folder):
+        with tracking.background(active=None if is_main() else False) as tracker:
+            # Imported here, so that a wrong setting is reported before torch is loaded.
+            with large_imports():
+                from ofq_core.distributed import join_world
+                from ofq_core.models import import_timm
+                from pipelines.results import publish_folder, write_json
+                from pipelines.training import Inputs, evaluate_run, finish, train_run
 
-            import_timm()
-        inputs = Inputs(data=data, teacher=teacher)
-        with join_world() as world:
-            result = train_run(settings, inputs, stage, world=world)
-            metrics = evaluate_run(result, settings, inputs, world)
-        if not world.main:
-            return
-        (result / "training.json").unlink()
-        write_json(result / "metrics.json", metrics)
-        publish_folder(result, folder)
+                import_timm()
+            inputs = Inputs(data=data, teacher=teacher)
+            with join_world() as world:
+                result = train_run(settings, inputs, stage, world=world)
+                metrics = evaluate_run(result, settings, inputs, world)
+            if not world.main:
+                return
+            (result / "training.json").unlink()
+            write_json(result / "metrics.json", metrics)
+            publish_folder(result, folder)
+            tracker.log(folder)
+        # Waiting for the tracking server takes time, in which an edit may come.
+        check_unchanged()
         finish(result)
-        tracker.log(folder)
     print(f"{stage} {settings.name}: {describe(metrics)}")
 
 

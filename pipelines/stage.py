@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import signal
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from ofq_core.errors import OFQError, TrainingStopped
+from pipelines.unchanged import begin, check_unchanged
 
 # So long another process waits for the main one to report the same error.
 PATIENCE_SECONDS = 5.0
@@ -41,15 +43,27 @@ def large_imports() -> Iterator[None]:
             gc.enable()
 
 
-def stage_main(run: Callable[[list[str]], None], argv: list[str]) -> NoReturn:
+def stage_main(
+    run: Callable[[list[str]], None], argv: list[str], about: str | None = None
+) -> NoReturn:
     """Run a command and exit.
 
     The status is 0, or 1 with one message on stderr, 130 when interrupted, 143 when training was
     asked to stop and has left a checkpoint.
+
+    Args:
+        about: what the command does, of one that takes no arguments: here they are refused, and
+            --help is answered.
     """
+    module = getattr(sys.modules["__main__"].__spec__, "name", "")
     status = 0
     try:
+        if about is not None:
+            argparse.ArgumentParser(prog=f"python -m {module}", description=about).parse_args(argv)
+        begin(module.rpartition(".")[2], argv)
         run(argv)
+        if is_main():
+            check_unchanged()
     except TrainingStopped as stopped:
         if is_main():
             print(stopped, file=sys.stderr)

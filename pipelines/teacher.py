@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ofq_core.settings import StudySettings
+from pipelines.alone import alone
 from pipelines.params import load_study
 from pipelines.prepare import data_folder
 from pipelines.stage import large_imports, stage_main
@@ -21,6 +22,7 @@ WEIGHTS = FOLDER / "teacher.pt"
 BATCH_SIZE = 256
 
 
+@alone(FOLDER)
 def main(argv: list[str]) -> None:
     """Train the teacher, or take the weights that the settings name, and evaluate it."""
     study = load_study()
@@ -111,4 +113,4 @@ def report(metrics: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    stage_main(main, sys.argv[1:])
+    stage_main(main, sys.argv[1:], __doc__)

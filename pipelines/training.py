@@ -29,7 +29,7 @@ from ofq_core.models import QuantPlan, build_model, convert, image_shape
 from ofq_core.nn import calibrate
 from ofq_core.settings import ModelSettings, RunSettings
 from ofq_core.training import Teacher, TeacherCache, Trainer, make_deterministic
-from pipelines.environment import cpu_name, describe_environment
+from pipelines.environment import cpu_name, describe_code, describe_environment
 from pipelines.progress import ProgressBar
 from pipelines.results import read_json, write_history, write_json, write_settings
 from pipelines.stopping import stop_on_sigterm
@@ -124,6 +124,8 @@ def train_run(
     world = world or World()
     log = log if world.main else _ignore
     began = time.time()
+    # Now, not at the end: another branch may be checked out meanwhile.
+    code = describe_code()
     make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
     data = open_data(settings.data, inputs.data)
     if inputs.teacher is not None and not inputs.teacher.is_file():
@@ -155,12 +157,14 @@ def train_run(
         trainer.run()
     result = work / "result"
     if world.main:
-        _write_result(result, trainer, inputs, began)
+        _write_result(result, trainer, inputs, began, code)
     world.wait()
     return result
 
 
-def _write_result(result: Path, trainer: Trainer, inputs: Inputs, began: float) -> None:
+def _write_result(
+    result: Path, trainer: Trainer, inputs: Inputs, began: float, code: dict[str, Any]
+) -> None:
     settings, progress = trainer.settings, trainer.progress
     # All that is in the folder gets published: no half-written file of an attempt that was killed.
     shutil.rmtree(result, ignore_errors=True)
@@ -195,7 +199,7 @@ def _write_result(result: Path, trainer: Trainer, inputs: Inputs, began: float) 
     write_json(
         result / "env.json",
         {
-            **describe_environment(trainer.world),
+            **describe_environment(trainer.world, code),
             "precision": settings.recipe.precision,
             "pieces_per_step": trainer.gradients.pieces,
             "manifest_sha256": trainer.data.manifest_sha256,

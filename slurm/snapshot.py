@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from slurm.errors import SlurmError
 
@@ -31,20 +30,6 @@ def git(workspace: Path, *words: str) -> str:
         reason = error.stderr.strip() or f"exit status {error.returncode}"
         raise SlurmError(f"git {words[0]} in {workspace}: {reason}") from error
     return done.stdout
-
-
-def describe_git(workspace: Path) -> dict[str, Any]:
-    """Commit (None before the first one), and whether tracked code differs from it.
-
-    As in `pipelines.environment`, dvc.lock and params.yaml do not count.
-    """
-    try:
-        commit: str | None = git(workspace, "rev-parse", "HEAD").strip()
-    except SlurmError:
-        commit = None
-    apart = (":!dvc.lock", ":!params.yaml")
-    words = ("status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
-    return {"commit": commit, "dirty": bool(git(workspace, *words).strip())}
 
 
 def tracked_files(workspace: Path, code: Iterable[str]) -> list[str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slurm import garbage
+from slurm.commit import describe_commit
 from slurm.errors import SlurmError, command_main
 from slurm.fingerprints import DEFINITION, fingerprint, fingerprints
 from slurm.jobs import Jobs, Record, Task, exclusive, make_private, read_json
@@ -27,7 +28,7 @@ from slurm.living import cancel_all, dead, living
 from slurm.pipeline import Pipeline, Plan
 from slurm.profile import Profile, Resources, load_profile
 from slurm.report import report
-from slurm.snapshot import describe_git, take_snapshot
+from slurm.snapshot import take_snapshot
 from slurm.survey import find_root
 
 Say = Callable[[str], None]
@@ -70,7 +71,7 @@ def make_records(pipeline: Pipeline, tasks: Iterable[Task], profile: Profile) ->
     code = {path for task in tasks for path in task.code}
     params = {path for task in tasks for path in task.params}
     snapshot = take_snapshot(jobs.workspace, jobs.root / "snapshots", code)
-    git, seen = describe_git(jobs.workspace), fingerprints(jobs.workspace, code, params)
+    git, seen = describe_commit(jobs.workspace), fingerprints(jobs.workspace, code, params)
     changed = sorted(path for path, was in pipeline.seen.items() if seen.get(path, was) != was)
     if changed:
         raise SlurmError(

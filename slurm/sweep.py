@@ -23,13 +23,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from slurm.commit import describe_commit
 from slurm.errors import SlurmError, command_main
 from slurm.jobs import Jobs
 from slurm.launch import check_accepted, check_shared, grace_seconds
 from slurm.pipeline import Pipeline
 from slurm.profile import load_profile
 from slurm.show import table
-from slurm.snapshot import describe_git, take_snapshot
+from slurm.snapshot import take_snapshot
 from slurm.submit import locked
 from slurm.survey import find_root
 from slurm.sweep_plan import (
@@ -87,7 +88,7 @@ def submit(arguments: argparse.Namespace) -> int:
                 "targets": targets,
                 "workspace": str(root),
                 "commit": commit,
-                "dirty": describe_git(root)["dirty"],
+                "dirty": describe_commit(root)["dirty"],
                 "snapshot": take_snapshot(root, folder / "snapshots", code),
                 "cache": str(pipeline.repo.cache.local_cache_dir),
                 "executor": profile.executor,

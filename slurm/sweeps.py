@@ -44,7 +44,7 @@ class Order:
     targets: list[str]
     workspace: str
     commit: str
-    dirty: bool
+    dirty: bool | None
     snapshot: str
     cache: str
     executor: str

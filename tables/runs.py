@@ -97,6 +97,9 @@ def read_study(results: Path, only: Collection[str] | None = None) -> Study:
     unfinished: list[str] = []
     left_over: list[str] = []
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+        if folder.name.startswith("."):
+            # Left by a process that was killed while it replaced a run.
+            continue
         named = _FOLDER.fullmatch(folder.name) is not None
         if named and only is not None and folder.name not in only:
             left_over.append(folder.name)

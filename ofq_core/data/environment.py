@@ -8,15 +8,22 @@ from pathlib import Path
 from ofq_core.errors import DataError
 
 DATA_DIR, WORKERS, WORKSPACE = "OFQ_DATA_DIR", "OFQ_WORKERS", "OFQ_WORKSPACE"
+# DVC's own: the workspace, also in a copy.
+DVC_ROOT = "DVC_ROOT"
 MOST_WORKERS = 8
 
 
 def workspace() -> Path:
     """What a user's relative paths are relative to: $OFQ_WORKSPACE, by default the current folder.
 
-    A job on a cluster runs in a folder of its own and is told where it was started.
+    A job on a cluster runs in a folder of its own and is told where it was started. So does what
+    `dvc exp run` runs with --temp or --queue: in a copy of the tracked files below .dvc/tmp.
     """
-    return Path(os.environ.get(WORKSPACE) or ".")
+    told = os.environ.get(WORKSPACE)
+    root = Path(os.environ.get(DVC_ROOT) or ".").resolve()
+    if not told and Path.cwd().resolve().is_relative_to(root / ".dvc" / "tmp"):
+        return root
+    return Path(told or ".")
 
 
 def user_file(path: Path) -> Path:

@@ -61,8 +61,10 @@ PLACES = {
     "removing what was there": lambda: killed_while_removing("results/smoke"),
     "before the folder is moved": lambda: killed_at_move(lambda s, t: s.name == "result"),
     "after the folder is moved": lambda: killed_at_move(lambda s, t: s.name == "result", True),
-    "between two files": lambda: killed_at_move(lambda s, t: s.name == "oscillation.json"),
-    "after the last file": lambda: killed_at_move(lambda s, t: s.name == "training.json", True),
+    "between former and new": lambda: killed_at_move(lambda s, t: s.name.endswith(".new")),
+    "between two drafts": lambda: killed_at_move(lambda s, t: s.name == "oscillation.json"),
+    "between two files": lambda: killed_at_move(lambda s, t: t.name == "oscillation.json"),
+    "after the last file": lambda: killed_at_move(lambda s, t: t.name == "training.json", True),
     "before the teacher is renamed": lambda: killed_at_move(lambda s, t: t.name == "teacher.pt"),
     "after the teacher is renamed": lambda: killed_at_move(
         lambda s, t: t.name == "teacher.pt", True

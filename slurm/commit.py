@@ -1,0 +1,70 @@
+"""Which commit the code of a folder is, as far as git can tell."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+SECONDS = 60
+# What runs. Another repository round an unpacked copy of the suite tracks none of it.
+SOURCES = [
+    f":(glob){package}/**/*.{kind}"
+    for package in ("ofq_core", "pipelines", "slurm", "tables")
+    for kind in ("py", "c")
+]
+
+
+class GitError(Exception):
+    """Git is missing or does not do what it was asked; the message says why."""
+
+
+def git(folder: Path, *words: str) -> str:
+    """What a git command prints. It takes no lock that a command of the user's could meet.
+
+    Raises:
+        GitError: it failed.
+    """
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            # File names may be anything.
+            encoding="utf-8",
+            errors="surrogateescape",
+            check=False,
+            timeout=SECONDS,
+        )
+    except FileNotFoundError as error:
+        raise GitError("git is not installed") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise GitError(f"git {words[0]}: {error}") from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        reason = said[0] if said else f"exit status {done.returncode}"
+        raise GitError(f"git {words[0]} in {folder}: {reason}")
+    return done.stdout
+
+
+def describe_commit(folder: Path) -> dict[str, Any]:
+    """The commit of the suite in a folder.
+
+    Returns:
+        `commit`, and `dirty`: whether tracked files differ from it, or git does not know one of the
+        sources. What stages write does not count, nor do dialled settings: those are in the run's
+        settings.yaml. Where it cannot be known, both are None, and `problem` says why.
+    """
+    try:
+        commit = git(folder, "rev-parse", "--verify", "HEAD").strip()
+        if not git(folder, "ls-files", "--", *SOURCES):
+            raise GitError(f"the git repository that {folder} is in does not track the code there")
+        # Also what a file of the repository round it says is to be ignored.
+        unknown = git(folder, "ls-files", "--others", "--", *SOURCES)
+        apart = (":!dvc.lock", ":!params.yaml")
+        words = ("status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
+        dirty = bool(unknown or git(folder, *words))
+    except GitError as error:
+        return {"commit": None, "dirty": None, "problem": str(error)}
+    return {"commit": commit, "dirty": dirty, "problem": None}

@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from pipelines.params import load_study
-from pipelines.prepare import data_folder
 from pipelines.run_folder import run_to_folder
-from pipelines.stage import stage_main
+from pipelines.stage import is_main, stage_main
+from pipelines.teacher import given_weights, is_given
 
 
 def main(argv: list[str]) -> None:
@@ -17,7 +17,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, required=True)
     arguments = parser.parse_args(argv)
     study = load_study()
-    run_to_folder(study.full_precision(arguments.seed), data_folder(study), None, "full_precision")
+    settings = study.full_precision(arguments.seed)
+    if is_given(study) and is_main():
+        # DVC may come here before it comes to the stage `teacher`, which would refuse it too late.
+        given_weights(study)
+    run_to_folder(study, settings, None, "full_precision")
 
 
 if __name__ == "__main__":

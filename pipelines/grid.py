@@ -6,7 +6,6 @@ import argparse
 import sys
 
 from pipelines.params import load_study
-from pipelines.prepare import data_folder
 from pipelines.run_folder import run_to_folder
 from pipelines.stage import stage_main
 from pipelines.teacher import WEIGHTS
@@ -21,7 +20,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     study = load_study()
     settings = study.cell(arguments.method, arguments.bits, arguments.seed)
-    run_to_folder(settings, data_folder(study), WEIGHTS, "grid")
+    run_to_folder(study, settings, WEIGHTS, "grid")
 
 
 if __name__ == "__main__":

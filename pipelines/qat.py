@@ -20,10 +20,12 @@ def main(argv: list[str]) -> None:
     study = load_study()
     settings = study.experiment()
     from ofq_core.distributed import join_world
+    from pipelines.fit import check_runs
     from pipelines.results import publish_files
     from pipelines.training import Inputs, finish, train_run
 
     with join_world() as world:
+        check_runs(study, [settings], world)
         inputs = Inputs(data_folder(study), WEIGHTS)
         result = train_run(settings, inputs, "qat", world=world)
     if not world.main:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ofq_core.settings import RunSettings
+from ofq_core.settings import RunSettings, StudySettings
 from pipelines import tracking
 from pipelines.alone import alone
+from pipelines.prepare import data_folder
 from pipelines.stage import is_main, large_imports
 from pipelines.unchanged import check_unchanged
 
 
-def run_to_folder(settings: RunSettings, data: Path, teacher: Path | None, stage: str) -> None:
+def run_to_folder(
+    study: StudySettings, settings: RunSettings, teacher: Path | None, stage: str
+) -> None:
     """Produce results/<study>/<run>/, whole or not at all, and hand it to MLflow.
 
     MLflow is imported by a helper process while this one trains; a tracking server that is down
@@ -24,12 +27,14 @@ def run_to_folder(settings: RunSettings, data: Path, teacher: Path | None, stage
             with large_imports():
                 from ofq_core.distributed import join_world
                 from ofq_core.models import import_timm
+                from pipelines.fit import check_study
                 from pipelines.results import publish_folder, write_json
                 from pipelines.training import Inputs, evaluate_run, finish, train_run
 
                 import_timm()
-            inputs = Inputs(data=data, teacher=teacher)
+            inputs = Inputs(data=data_folder(study), teacher=teacher)
             with join_world() as world:
+                check_study(study, world)
                 result = train_run(settings, inputs, stage, world=world)
                 metrics = evaluate_run(result, settings, inputs, world)
             if not world.main:

@@ -26,10 +26,15 @@ BATCH_SIZE = 256
 def main(argv: list[str]) -> None:
     """Train the teacher, or take the weights that the settings name, and evaluate it."""
     study = load_study()
-    if study.teacher.checkpoint is None and study.teacher.pretrained is None:
-        train(study)
-    else:
+    if is_given(study):
         adopt(study)
+    else:
+        train(study)
+
+
+def is_given(study: StudySettings) -> bool:
+    """Whether the settings name weights instead of a training."""
+    return study.teacher.checkpoint is not None or study.teacher.pretrained is not None
 
 
 def train(study: StudySettings) -> None:
@@ -37,6 +42,7 @@ def train(study: StudySettings) -> None:
     with large_imports():
         from ofq_core.distributed import join_world
         from ofq_core.models import import_timm
+        from pipelines.fit import check_study
         from pipelines.results import publish_folder, write_json
         from pipelines.training import Inputs, evaluate_run, finish, train_run, write_reference
 
@@ -44,6 +50,7 @@ def train(study: StudySettings) -> None:
     settings = study.full_precision(study.teacher.seed)
     inputs = Inputs(data=data_folder(study), teacher=None)
     with join_world() as world:
+        check_study(study, world)
         result = train_run(settings, inputs, "teacher", world=world)
         metrics = evaluate_run(result, settings, inputs, world)
     if not world.main:
@@ -65,19 +72,21 @@ def adopt(study: StudySettings) -> None:
     from ofq_core.distributed import join_world
     from ofq_core.evaluation import evaluate
     from ofq_core.training import make_deterministic
+    from pipelines.fit import check_fits, check_study
     from pipelines.results import publish_folder, write_json, write_settings
-    from pipelines.training import PARTIAL, check_fits, write_reference
+    from pipelines.training import PARTIAL, write_reference
 
     teacher = study.teacher
     threads = None if teacher.recipe is None else teacher.recipe.threads
     make_deterministic(teacher.seed, threads or torch.get_num_threads())
     with join_world() as world:
+        check_study(study, world)
         data = open_data(study.data, data_folder(study))
         # One process alone, so that not all of them download.
         given = given_weights(study) if world.main else None
         world.wait()
         model = given or given_weights(study)
-        check_fits(model, study.model, data)
+        check_fits(model, study.model, data.classes, data.shape)
         model.to(world.device)
         result = evaluate(model, data, "test", BATCH_SIZE, world.share, world.device)
     if not world.main:

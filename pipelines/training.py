@@ -22,14 +22,15 @@ from ofq_core import checkpoints
 from ofq_core.cost import model_cost
 from ofq_core.data import Data, open_data
 from ofq_core.distributed import CPU, World
-from ofq_core.errors import CheckpointError, DataError
+from ofq_core.errors import CheckpointError
 from ofq_core.evaluation import evaluate
 from ofq_core.files import sha256_file
-from ofq_core.models import QuantPlan, build_model, convert, image_shape
+from ofq_core.models import QuantPlan, build_model, convert
 from ofq_core.nn import calibrate
-from ofq_core.settings import ModelSettings, RunSettings
+from ofq_core.settings import RunSettings
 from ofq_core.training import Teacher, TeacherCache, Trainer, make_deterministic
 from pipelines.environment import cpu_name, describe_code, describe_environment
+from pipelines.fit import check_fits
 from pipelines.progress import ProgressBar
 from pipelines.results import read_json, write_history, write_json, write_settings
 from pipelines.stopping import stop_on_sigterm
@@ -61,30 +62,12 @@ def _ignore(message: object) -> None:
     pass
 
 
-def check_fits(model: nn.Module, settings: ModelSettings, data: Data) -> None:
-    """Check that a model takes these images and knows these classes.
-
-    Raises:
-        DataError: it does not.
-    """
-    if data.classes != settings.num_classes:
-        raise DataError(
-            f"model.num_classes = {settings.num_classes}, but the data has {data.classes} classes"
-        )
-    if image_shape(model) != data.shape:
-        raise DataError(
-            f"model.img_size = {settings.img_size}, model.in_chans = {settings.in_chans}: the "
-            f"model takes images of shape {image_shape(model)}, the data has {data.shape} "
-            "(channels, height, width)"
-        )
-
-
 def build_student(
     settings: RunSettings, inputs: Inputs, data: Data, log: Log, device: torch.device = CPU
 ) -> nn.Module:
     """The model that a run trains: fresh without a teacher, else the teacher's converted copy."""
     model = build_model(settings.model, settings.seed)
-    check_fits(model, settings.model, data)
+    check_fits(model, settings.model, data.classes, data.shape)
     if inputs.teacher is None:
         return model
     checkpoints.load_weights(model, inputs.teacher, "teacher")

@@ -24,7 +24,9 @@ class Share:
     world: int = 1
 
 
-def positions(batch_size: int, share: Share, mix_group: int | None = None) -> Tensor:
+def positions(
+    batch_size: int, share: Share, mix_group: int | None = None, key: str = "recipe"
+) -> Tensor:
     """Which positions 0 .. batch_size - 1 of a batch a process takes, int64.
 
     Without mixing: a contiguous part; parts differ by at most one image. With mixing, position i of
@@ -33,6 +35,7 @@ def positions(batch_size: int, share: Share, mix_group: int | None = None) -> Te
 
     Args:
         mix_group: an even divisor of batch_size; null without mixing.
+        key: where the settings have the recipe, for the message.
 
     Raises:
         DataError: fewer images (or pairs) than processes.
@@ -41,7 +44,7 @@ def positions(batch_size: int, share: Share, mix_group: int | None = None) -> Te
     if units < share.world:
         what = "images" if mix_group is None else "pairs of images to mix"
         raise DataError(
-            f"recipe.batch_size = {batch_size}: {units} {what} cannot be split over {share.world} "
+            f"{key}.batch_size = {batch_size}: {units} {what} cannot be split over {share.world} "
             f"processes, expected at least {share.world}"
         )
     mine = torch.tensor_split(torch.arange(units), share.world)[share.rank]
@@ -67,6 +70,24 @@ def epoch_images(train_size: int, recipe: RecipeSettings) -> int:
     if recipe.repeated_augmentation > 1 and train_size >= REPEAT_ROUND:
         return train_size // REPEAT_ROUND * REPEAT_ROUND
     return train_size
+
+
+def epoch_steps(train_size: int, recipe: RecipeSettings, key: str = "recipe") -> int:
+    """Optimizer steps in an epoch; an incomplete last batch is left out.
+
+    Args:
+        key: where the settings have the recipe, for the message.
+
+    Raises:
+        DataError: a batch is larger than an epoch.
+    """
+    images = epoch_images(train_size, recipe)
+    if recipe.batch_size > images:
+        raise DataError(
+            f"{key}.batch_size = {recipe.batch_size}, but there are only {images} training "
+            "images in an epoch: expected at most as many"
+        )
+    return images // recipe.batch_size
 
 
 def epoch_order(train_size: int, recipe: RecipeSettings, seed: int, epoch: int) -> Tensor:

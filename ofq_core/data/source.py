@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ofq_core.data.order import Share, epoch_images, positions
-from ofq_core.errors import DataError
+from ofq_core.data.order import Share, epoch_steps, positions
 from ofq_core.settings import RecipeSettings
 
 __all__ = ["Batch", "Data", "Share", "SplitName", "positions"]
@@ -54,13 +53,7 @@ class Data(ABC):
         Raises:
             DataError: a batch is larger than the training split.
         """
-        images = epoch_images(self.train_size, recipe)
-        if recipe.batch_size > images:
-            raise DataError(
-                f"recipe.batch_size = {recipe.batch_size}, but there are only {images} training "
-                "images in an epoch: expected at most as many"
-            )
-        return images // recipe.batch_size
+        return epoch_steps(self.train_size, recipe)
 
     @abstractmethod
     def train_batches(

@@ -1,7 +1,7 @@
 """Full-precision models through timm, and their conversion to quantized ones."""
 
 from ofq_core.models.build import build_model, import_timm, is_distilled
-from ofq_core.models.convert import QuantPlan, convert
+from ofq_core.models.convert import QuantPlan, check_convertible, convert
 from ofq_core.models.geometry import image_shape, is_swin, token_count
 from ofq_core.models.pretrained import load_pretrained
 from ofq_core.models.report import ConversionReport
@@ -10,6 +10,7 @@ __all__ = [
     "ConversionReport",
     "QuantPlan",
     "build_model",
+    "check_convertible",
     "convert",
     "image_shape",
     "import_timm",

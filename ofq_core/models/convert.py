@@ -99,7 +99,7 @@ def convert(model: nn.Module, plan: QuantPlan, seed: int = 0) -> ConversionRepor
         ModelError: the model has no attention, or parts of a kind that is not supported.
     """
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    _check(model)
+    check_convertible(model)
     if plan.released_initialization:
         lose_released_tensors(model, plan.qkr, seed)
     part: Any = model
@@ -192,8 +192,12 @@ def _quant_head(source: nn.Linear, plan: QuantPlan) -> QuantLinear:
     return QuantLinear(source, quantizer, plan.make_edge_weight_quantizer)
 
 
-def _check(model: Any) -> None:
-    """Refuse models with parts that a quantized layer would silently leave out."""
+def check_convertible(model: Any) -> None:
+    """Refuse models with parts that a quantized layer would silently leave out.
+
+    Raises:
+        ModelError: naming the part.
+    """
     blocks = list(_named_blocks(model))
     if not blocks or not all(hasattr(block, "attn") for _, block in blocks):
         raise ModelError(

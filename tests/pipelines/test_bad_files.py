@@ -134,10 +134,97 @@ def test_impossible_split(workspace, set_params, refused):
     assert "data.subset = 12: cannot split" in refused(workspace, "pipelines.prepare")
 
 
-def test_data_of_other_classes(workspace, set_params, refused):
-    set_params(workspace, model__num_classes=7)
-    message = refused(workspace, "pipelines.teacher")
-    assert message == "model.num_classes = 7, but the data has 10 classes"
+# A study of which one run cannot be
+
+TEACHER, CEILING = ("pipelines.teacher",), ("pipelines.full_precision", "--seed", "0")
+TOO_LARGE = "= 196, but there are only 195 training images in an epoch: expected at most as many"
+
+
+def by_bits(*sizes):
+    """Settings of a recipe whose batch has these sizes at 2, 3, ... bits."""
+    own = {bits: {"batch_size": size} for bits, size in enumerate(sizes, 2)}
+    return {"recipe__batch_size": None, "recipe__by_bits": own}
+
+
+MISFITS = {
+    "students": ({"recipe__batch_size": 196}, f"recipe.batch_size {TOO_LARGE}"),
+    "another bit width": (
+        {"grid__bits": [2, 3], **by_bits(64, 196, 64)},
+        f"recipe.by_bits.3.batch_size {TOO_LARGE}",
+    ),
+    "rivals": (
+        {"grid__rivals": {"methods": ["pact"], "bits": [4], "seeds": [0]}, **by_bits(64, 64, 196)},
+        f"recipe.by_bits.4.batch_size {TOO_LARGE}",
+    ),
+    "teacher": ({"teacher__recipe__batch_size": 196}, f"teacher.recipe.batch_size {TOO_LARGE}"),
+    "classes": ({"model__num_classes": 7}, "model.num_classes = 7, but the data has 10 classes"),
+    "size": (
+        {"model__img_size": 16},
+        "model.img_size = 16, model.in_chans = 1: the model takes images of shape (1, 16, 16), the "
+        "data has (1, 8, 8) (channels, height, width)",
+    ),
+    "size that timm decides": (
+        {"model__img_size": None},
+        "model.img_size = None, model.in_chans = 1: the model takes images of shape (1, 224, 224), "
+        "the data has (1, 8, 8) (channels, height, width)",
+    ),
+    "channels": (
+        {"model__in_chans": 3},
+        "model.img_size = 8, model.in_chans = 3: the model takes images of shape (3, 8, 8), the "
+        "data has (1, 8, 8) (channels, height, width)",
+    ),
+    "quantization": (
+        {"model__name": "vit_small_patch16_18x2_224"},
+        "model.name = 'vit_small_patch16_18x2_224' cannot be quantized: VisionTransformer has no "
+        "attention blocks: quantization (and quant.qkr) needs a timm vision transformer or Swin "
+        "transformer",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), MISFITS.values(), ids=MISFITS)
+def test_study_that_does_not_fit_the_data(changes, message, workspace, set_params, refused):
+    """Before anything is trained."""
+    set_params(workspace, **changes)
+    assert refused(workspace, *TEACHER) == message
+
+
+@pytest.mark.parametrize("words", [CEILING, CELL], ids=lambda words: words[0])
+def test_every_stage_that_trains_checks_the_study(words, workspace, set_params, refused):
+    """The settings may change when the teacher is there already."""
+    changes, message = MISFITS["another bit width"]
+    set_params(workspace, **changes)
+    assert refused(workspace, *words) == message
+
+
+def test_batch_of_all_images_fits(workspace, set_params, command):
+    set_params(workspace, recipe__batch_size=195, teacher__recipe__batch_size=195)
+    done = command(workspace, *TEACHER)
+    assert done.code == 0, done.err
+
+
+def test_experiment_asks_for_itself_only(workspace, set_params, refused, command):
+    set_params(workspace, teacher__recipe__batch_size=196)
+    assert command(workspace, QAT).code == 0
+    set_params(workspace, recipe__batch_size=196)
+    assert refused(workspace, QAT) == f"recipe.batch_size {TOO_LARGE}"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"teacher__checkpoint": "nowhere.pt"}, "nowhere.pt: no such file"),
+        ({"teacher__checkpoint": "params.yaml"}, "params.yaml ("),
+        ({"teacher__pretrained": "timm"}, "model.num_classes = 10: the published weights of deit"),
+    ],
+    ids=["missing", "foreign", "of other classes"],
+)
+def test_ceiling_is_not_trained_for_a_teacher_that_does_not_fit(
+    teacher, message, workspace, set_params, refused
+):
+    """DVC may come to it before it comes to the stage `teacher`."""
+    set_params(workspace, **teacher)
+    assert refused(workspace, *CEILING).startswith(message)
 
 
 # The teacher

@@ -21,6 +21,10 @@ class CheckpointError(OFQError):
     """A checkpoint cannot be read, written or does not belong to this run."""
 
 
+class TrainingError(OFQError):
+    """Training cannot go on, such as after a loss that is not finite."""
+
+
 class TrainingStopped(OFQError):  # noqa: N818 - nothing went wrong
     """Training ended before its time because somebody asked; its checkpoint is there to go on."""
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ofq_core.compiling import not_compiled
 from ofq_core.data import Data, Share, SplitName
 from ofq_core.distributed import CPU, World
-from ofq_core.errors import DataError
+from ofq_core.errors import DataError, ModelError
+from ofq_core.finite import first_not_finite
 from ofq_core.nn import quantized_once
 from ofq_core.precision import Precision, matrix_precision
 from ofq_core.quant.statsq import at_least_float32
@@ -101,28 +103,44 @@ def evaluate(
 
     Raises:
         DataError: not one image of the split could be read.
+        ModelError: logits of some image are NaN or infinite; in all processes, whichever saw it.
     """
     training = model.training
     model.eval()
     per_class = torch.zeros(2, data.classes, dtype=torch.int64, device=device)
     correct_top5 = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    with quantized_once(model), not_compiled(model):
+    broken = torch.zeros((), dtype=torch.int64, device=device)
+
+    def forward() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in data.eval_batches(split, batch_size, share, device):
-            labels = batch.targets
             with matrix_precision(precision, device):
                 logits = at_least_float32(model(batch.images))
+            yield logits, batch.targets
+
+    with quantized_once(model), not_compiled(model):
+        for logits, labels in forward():
+            broken += (~logits.isfinite()).any(1).sum()
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices
             hits = top == labels[:, None]
             for row, counted in enumerate((labels, labels[hits[:, 0]])):
                 per_class[row] += torch.bincount(counted, minlength=data.classes)
             correct_top5 += hits.sum()
             loss += F.cross_entropy(logits.double(), labels, reduction="sum")
+        world = World(share.rank, share.world, device)
+        sums = torch.cat([per_class.flatten(), torch.stack([correct_top5, broken])])
+        *counts, top5, not_finite = world.total(sums).tolist()
+        if not_finite:
+            found = world.gathered(first_not_finite({"": model}, lambda: _first_broken(forward())))
     model.train(training)
-    world = World(share.rank, share.world, device)
-    counts = world.total(torch.cat([per_class.flatten(), correct_top5[None]])).tolist()
-    images_of, correct_of = counts[: data.classes], counts[data.classes : -1]
+    images_of, correct_of = counts[: data.classes], counts[data.classes :]
     count, correct = sum(images_of), sum(correct_of)
+    if not_finite:
+        where = next((name for name in found if name is not None), "the last operation")
+        raise ModelError(
+            f"{not_finite} of {count} {split} images get logits that are NaN or infinite, first in "
+            f"{where}: no accuracy can be told"
+        )
     if count == 0:
         raise DataError(f"not one of {data.split_size(split)} images of the {split} split was read")
     low, high = wilson_interval(correct, count)
@@ -130,12 +148,19 @@ def evaluate(
         top1=100.0 * correct / count,
         top1_low=100.0 * low,
         top1_high=100.0 * high,
-        top5=100.0 * counts[-1] / count,
+        top5=100.0 * top5 / count,
         loss=float(world.total(loss)) / count,
         n_images=count,
         n_correct=correct,
-        n_correct_top5=counts[-1],
+        n_correct_top5=top5,
         n_unreadable=data.split_size(split) - count,
         per_class_images=images_of,
         per_class_correct=correct_of,
     )
+
+
+def _first_broken(forwards: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Go on up to the first batch with logits that are not finite."""
+    for logits, _ in forwards:
+        if not bool(logits.isfinite().all()):
+            return

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from ofq_core.errors import DataError
 
-def write_atomic(path: Path, content: bytes) -> None:
+
+def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Write `content` to `path` through a temporary file beside it.
+
+    Args:
+        previous: where the file that is at `path` goes once the new one is whole.
 
     Raises:
         OSError: the folder cannot be written or the disk is full. What was at `path` before is
@@ -28,6 +34,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
+        if previous is not None and path.exists():
+            os.rename(path, previous)
         os.replace(name, path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
@@ -38,8 +46,15 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write JSON with sorted keys, atomically; see `write_atomic`. indent None: on one line."""
-    text = json.dumps(value, indent=indent, sort_keys=True, allow_nan=False) + "\n"
+    """Write JSON with sorted keys, atomically; see `write_atomic`. indent None: on one line.
+
+    Raises:
+        DataError: a number is NaN or infinite, which JSON cannot hold and no result may be.
+    """
+    try:
+        text = json.dumps(value, indent=indent, sort_keys=True, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise DataError(f"{path} is not written: {_not_finite(value) or error}") from error
     write_atomic(path, text.encode())
 
 
@@ -47,3 +62,16 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _not_finite(value: Any, where: str = "") -> str | None:
+    """The first number in plain data that is NaN or infinite, as `key.key = value`; None: none."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{where} = {value}, expected a finite number"
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    found = (_not_finite(each, f"{where}.{key}" if where else str(key)) for key, each in items)
+    return next((text for text in found if text is not None), None)

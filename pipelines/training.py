@@ -113,15 +113,9 @@ def train_run(
     data = open_data(settings.data, inputs.data)
     if inputs.teacher is not None and not inputs.teacher.is_file():
         raise CheckpointError(f"teacher {inputs.teacher}: no such file; run `dvc repro teacher`")
-    work = PARTIAL / f"{stage}-{settings.name}-{_run_key(settings, inputs, data)[:12]}"
+    key = _run_key(settings, inputs, data)
+    work = PARTIAL / f"{stage}-{settings.name}-{key[:12]}"
     checkpoint = work / "checkpoint.pt"
-    if checkpoint.exists():
-        # Read here too, so that a damaged one is reported before anything is built or said.
-        done = checkpoints.load_checkpoint(checkpoint, settings.sha256())["progress"]
-        log(
-            f"{settings.name}: cut off before, going on after epoch {done['epoch']}, step "
-            f"{done['running']['steps']} from {checkpoint}"
-        )
     model = build_student(settings, inputs, data, log, world.device)
     teacher = None
     if inputs.teacher is not None and settings.distill is not None:
@@ -135,7 +129,7 @@ def train_run(
     observer = ProgressBar(f"{stage} {settings.name}") if world.main else nullcontext(_ignore)
     with observer as observe, stop_on_sigterm() as asked_to_stop:
         trainer = Trainer(
-            settings, model, teacher, data, checkpoint, observe, world, log, asked_to_stop
+            settings, model, teacher, data, checkpoint, observe, world, log, asked_to_stop, key
         )
         trainer.run()
     result = work / "result"

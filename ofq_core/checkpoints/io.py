@@ -17,8 +17,11 @@ FORMAT = "ofq-checkpoint-2"
 CONTENT = ("settings_sha256", "progress", "model", "optimizer", "tracker", "averaged")
 
 
-def save(path: Path, value: Any) -> None:
+def save(path: Path, value: Any, previous: Path | None = None) -> None:
     """Serialize to memory, then write atomically: the file before stays until the new is whole.
+
+    Args:
+        previous: where the file before then goes; None: it goes away.
 
     Raises:
         CheckpointError: the disk is full or the folder not writable.
@@ -26,7 +29,7 @@ def save(path: Path, value: Any) -> None:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     try:
-        write_atomic(path, buffer.getvalue())
+        write_atomic(path, buffer.getvalue(), previous)
     except OSError as error:
         kept = " The file that was there before is untouched." if path.exists() else ""
         raise CheckpointError(f"cannot write {path}: {error.strerror}.{kept}") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,12 +18,12 @@ from ofq_core.compiling import compile_where_it_pays
 from ofq_core.data import Batch, Data, positions
 from ofq_core.data.order import mix_group
 from ofq_core.distributed import World
-from ofq_core.errors import TrainingStopped
+from ofq_core.errors import CheckpointError, ModelError, TrainingError, TrainingStopped
 from ofq_core.evaluation import Evaluation, evaluate
+from ofq_core.finite import first_not_finite, not_finite_tensor
 from ofq_core.settings import RunSettings
 from ofq_core.training.cga import ConfidenceGuidedAnnealing, held_weights
 from ofq_core.training.distill import Teacher
-from ofq_core.training.failure import TrainingError, first_not_finite
 from ofq_core.training.method import MethodHooks
 from ofq_core.training.optimizer import make_optimizer
 from ofq_core.training.progress import Progress, Running, StepEvent
@@ -53,12 +54,15 @@ class Trainer:
     Args:
         model: converted and calibrated, or full precision; moved to the world's device.
         teacher: None trains on the labels alone.
-        checkpoint: where the run's checkpoint is; if the file exists, the run goes on from it.
+        checkpoint: where the run's checkpoint is, and beside it the one before; the run goes on
+            from the newest that is whole.
         observe: called after each step.
         world: the processes that train together; one by default. Only its main process writes.
         log: told what a user should know.
         asked_to_stop: looked at in every step; once true it must stay so. True in any process
             stops all of them after the step, with a checkpoint.
+        key: hash of all that decides the run, by default of its settings; a checkpoint with another
+            one is not taken.
 
     The order of images, their augmentation and every other draw depend on the seed and the epoch
     or step alone, so a resumed run is bit-identical to an undisturbed one.
@@ -78,11 +82,14 @@ class Trainer:
         world: World | None = None,
         log: Callable[[str], None] = _ignore,
         asked_to_stop: Callable[[], bool] = _never,
+        key: str | None = None,
     ) -> None:
         self.settings, self.recipe = settings, settings.recipe
         self.model, self.teacher, self.data = model, teacher, data
         self.checkpoint, self.observe, self.log = checkpoint, observe, log
         self.asked_to_stop = asked_to_stop
+        self.key = settings.sha256() if key is None else key
+        self.previous = checkpoint.with_name(f"{checkpoint.stem}.previous{checkpoint.suffix}")
         self.world = world = world or World()
         recipe, fidelity = settings.recipe, settings.fidelity
         self.batch_size, self.steps = recipe.batch_size, data.steps(recipe)
@@ -123,12 +130,13 @@ class Trainer:
         """Train to the end, then load the selected weights into the model.
 
         Raises:
-            TrainingError: the loss is not finite, or memory is too small for one image.
-            CheckpointError: the checkpoint cannot be read or written.
+            TrainingError: the loss, a weight, a moment of the optimizer or a logit of the
+                validation is not finite, or memory is too small for one image.
+            CheckpointError: the checkpoint cannot be written, or the machine cannot read it.
             TrainingStopped: somebody asked for it before the last epoch was over.
         """
-        if self.checkpoint.exists():
-            self._resume()
+        self._check_finite()
+        self._resume()
         self._saved = time.monotonic()
         while self.progress.epoch < self.epochs:
             self._epoch(self.progress.epoch)
@@ -208,8 +216,8 @@ class Trainer:
         self.tracker.begin_step()
         agreed = self._together(self.gradients.fill(batch, epoch, step), due)
         losses = agreed.losses
-        if not math.isfinite(losses[0]):
-            self._stop_on(losses[0], batch)
+        if not all(map(math.isfinite, losses)):
+            self._stop_on(losses, batch)
         progress, running = self.progress, self.progress.running
         whole = self.epochs * self.steps
         self.hooks.add_penalties(progress.step / whole)
@@ -248,22 +256,50 @@ class Trainer:
             "the same command again to go on"
         )
 
-    def _stop_on(self, loss: float, batch: Batch) -> None:
-        """Every process comes here in the same step: all have the loss of the whole batch."""
+    def _stop_on(self, losses: list[float], batch: Batch) -> NoReturn:
+        """Every process comes here in the same step: all have the losses of the whole batch."""
         modules: dict[str, nn.Module] = {"": self.model}
         if self.teacher is not None:
             modules["teacher."] = self.teacher.model
         found = first_not_finite(modules, lambda: self.gradients.repeat_forward(batch))
-        where = next((name for name in self.world.gathered(found) if name is not None), None)
+        where = self._agreed(found)
         blamed = f"first in {where}" if where else "in the loss alone"
+        loss = next(value for value in losses if not math.isfinite(value))
+        raise self._diverged(f"loss = {loss} at {self._place_in_time()}, {blamed}")
+
+    def _check_finite(self) -> None:
+        """Every process must call; all stop when one of them holds what is not finite."""
+        wrong = self._agreed(not_finite_tensor(self._named_tensors()))
+        if wrong is None:
+            return
+        if not self.progress.step:
+            raise TrainingError(f"{wrong} before the first step")
+        raise self._diverged(f"{wrong} after {self._place_in_time()}")
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights, their average, and the optimizer's state, by names that say whose it is."""
+        yield from self.model.state_dict().items()
+        if self.averaged is not None:
+            for name, value in self.averaged.module.state_dict().items():
+                yield f"the average of {name}", value
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                yield f"{key} of {name}", value
+
+    def _agreed(self, wrong: str | None) -> str | None:
+        """What the first process that has something to say says."""
+        return next((each for each in self.world.gathered(wrong) if each is not None), None)
+
+    def _place_in_time(self) -> str:
+        return f"step {self.progress.step} (epoch {self.progress.epoch})"
+
+    def _diverged(self, what: str) -> TrainingError:
         kept = f"; last good checkpoint: {self.checkpoint}" if self.checkpoint.exists() else ""
-        raise TrainingError(
-            f"loss = {loss} at step {self.progress.step} (epoch {self.progress.epoch}), "
-            f"{blamed}{kept}. Lower recipe.lr = {self.recipe.lr:g}."
-        )
+        return TrainingError(f"{what}{kept}. Lower recipe.lr = {self.recipe.lr:g}.")
 
     def _finish_epoch(self, epoch: int, phase: str, annealing: bool) -> None:
         progress, running = self.progress, self.progress.running
+        self._check_finite()
         total, hard, soft = (value / self.steps for value in running.losses)
         self._collect_unreadable()
         val = self._validate()
@@ -296,9 +332,14 @@ class Trainer:
         if not self.data.split_size("val"):
             return None
         share, device, precision = self.world.share, self.world.device, self.recipe.precision
-        return evaluate(
-            self.kept_model, self.data, "val", self.batch_size, share, device, precision
-        )
+        try:
+            return evaluate(
+                self.kept_model, self.data, "val", self.batch_size, share, device, precision
+            )
+        except ModelError as error:
+            if not self.progress.step:
+                raise
+            raise self._diverged(f"after {self._place_in_time()}, {error}") from error
 
     def _select(self, epoch: int, top1: float | None) -> None:
         """Take this epoch if it may compete and is the best so far; on a tie the later one."""
@@ -322,29 +363,136 @@ class Trainer:
         return time.monotonic() - self._saved
 
     def _save(self) -> None:
-        """Write the checkpoint; every process must call, the main one writes."""
+        """Write the checkpoint and keep the one before; every process must call, the main one
+        writes."""
+        self._check_finite()
         self._collect_unreadable()
         self._saved = time.monotonic()
         if not self.world.main:
             return
-        checkpoints.save(
-            self.checkpoint,
-            {
-                "format": checkpoints.FORMAT,
-                "settings_sha256": self.settings.sha256(),
-                "progress": self.progress.state_dict(),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "tracker": self.tracker.state_dict(),
-                "averaged": None if self.averaged is None else self.averaged.state_dict(),
-            },
-        )
+        content = {"format": checkpoints.FORMAT, "settings_sha256": self.key, **self._state()}
+        checkpoints.save(self.checkpoint, content, self.previous)
 
-    def _resume(self) -> None:
-        state = checkpoints.load_checkpoint(self.checkpoint, self.settings.sha256())
+    def _state(self) -> dict[str, Any]:
+        """All that a resumed run needs; tensors are the run's own."""
+        return {
+            "progress": self.progress.state_dict(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "tracker": self.tracker.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `_state`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.tracker.load_state_dict(state["tracker"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.progress = Progress.from_state_dict(state["progress"])
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint that is whole, else from the start, and say so.
+
+        One that cannot be used is put aside. All processes take the same one.
+
+        Raises:
+            CheckpointError: it is not the file's fault that it cannot be read.
+        """
+        name, fresh = self.settings.name, None
+        for path in (self.checkpoint, self.previous):
+            if not self.world.told(path.exists()):
+                continue
+            if fresh is None:
+                fresh = copy.deepcopy(self._state())
+            found = self.world.gathered(self._take(path, fresh))
+            if all(wrong is None for wrong in found):
+                progress = self.progress
+                self.log(
+                    f"{name}: cut off before, going on after epoch {progress.epoch}, step "
+                    f"{progress.running.steps} from {path}"
+                )
+                return
+            rank, wrong = next((rank, wrong) for rank, wrong in enumerate(found) if wrong)
+            if rank or not wrong.damaged:
+                # Where the main process can read it, the file is good.
+                raise CheckpointError(wrong.message)
+            self._restore(fresh)
+            aside = path.with_suffix(".unusable")
+            if self.world.main:
+                path.rename(aside)
+            self.log(f"{name}: {wrong.message}; not used, kept as {aside}")
+        if fresh is not None:
+            self.log(f"{name}: no other checkpoint is there, starting afresh")
+
+    def _take(self, path: Path, fresh: dict[str, Any]) -> _Unusable | None:
+        """Restore the run from a checkpoint, or say why that cannot be; then its state is mixed."""
+        try:
+            state = checkpoints.load_checkpoint(path, self.key)
+            _check_alike(state["model"], fresh["model"], "model")
+            _check_alike(state["averaged"], fresh["averaged"], "averaged")
+            self._restore(state)
+            self._check_restored(fresh)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Whatever a damaged file may lead to, such as a RuntimeError of load_state_dict.
+            text = str(error).partition("\n")[0]
+            if not isinstance(error, CheckpointError):
+                text = f"{path}: damaged checkpoint ({type(error).__name__}: {text})"
+            return _Unusable(text.removesuffix("; delete it to start afresh"), not _machine(error))
+        return None
+
+    def _check_restored(self, fresh: dict[str, Any]) -> None:
+        """Raise ValueError where parts of what was restored contradict each other."""
+        progress, steps = self.progress, self.progress.running.steps
+        whole = progress.epoch * self.steps + steps
+        inside = 0 <= progress.epoch <= self.epochs and 0 <= steps <= self.steps
+        if not inside or progress.step != whole or len(progress.history) != progress.epoch:
+            raise ValueError(
+                f"epoch {progress.epoch}, step {steps} and {len(progress.history)} rows of history "
+                f"do not make {progress.step} steps"
+            )
+        for name, parameter in self.model.named_parameters():
+            shapes = {k: v.shape for k, v in self.optimizer.state.get(parameter, {}).items()}
+            moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.shape)
+            if shapes and shapes != {"step": torch.Size(), **moments}:
+                raise ValueError(f"the optimizer's state of {name} is not that of AdamW")
+        best = progress.best_state
+        _check_alike(best, fresh["model"] if progress.best_epoch >= 0 else {}, "best_state")
+        wrong = not_finite_tensor([*self._named_tensors(), *best.items()])
+        if wrong is not None:
+            raise ValueError(wrong)
+
+
+class _Unusable(NamedTuple):
+    """Why a checkpoint cannot be used. damaged: False where the machine is to blame."""
+
+    message: str
+    damaged: bool
+
+
+def _machine(error: BaseException | None) -> bool:
+    """Whether a disk or memory is behind an error, and not what is in the file."""
+    while error is not None:
+        if isinstance(error, OSError | MemoryError):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _check_alike(saved: dict[str, Tensor] | None, own: dict[str, Tensor] | None, what: str) -> None:
+    """Raise ValueError unless both have tensors of the same names, shapes and dtypes."""
+    if saved is None or own is None:
+        if saved is not own:
+            raise ValueError(f"{what} is {'missing' if saved is None else 'not of this run'}")
+        return
+    if saved.keys() != own.keys():
+        raise ValueError(f"{what} has other keys: {sorted(saved.keys() ^ own.keys())[0]}")
+    for key, value in own.items():
+        if (saved[key].shape, saved[key].dtype) != (value.shape, value.dtype):
+            raise ValueError(
+                f"{what}.{key} is {saved[key].dtype} of shape {tuple(saved[key].shape)}, expected "
+                f"{value.dtype} of shape {tuple(value.shape)}"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -51,7 +51,11 @@ class Progress:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Progress:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`; KeyError where a key is missing or unknown."""
+        for kind, given in ((cls, state), (Running, state["running"])):
+            different = given.keys() ^ {each.name for each in fields(kind)}
+            if different:
+                raise KeyError(sorted(different)[0])
         return cls(**{**state, "running": Running(**state["running"])})
 
 

@@ -206,8 +206,17 @@ class StepSamples:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`; tensors go to the device of the weights."""
+        """Inverse of `state_dict`; tensors go to the device of the weights.
+
+        Raises:
+            ValueError: the state is of other weights.
+        """
         device = self.phase.device
+        if any(state[key].shape != self.phase.shape for key in ("phase", "epoch")) or any(
+            path.shape != saved.shape
+            for path, saved in zip(self.paths, state["paths"], strict=True)
+        ):
+            raise ValueError("the tracker's samples are of other weights")
         self.phase, self.epoch = state["phase"].to(device), state["epoch"].to(device)
         for path, saved in zip(self.paths, state["paths"], strict=True):
             path.copy_(saved)

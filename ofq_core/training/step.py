@@ -15,12 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ofq_core.compiling import blocks_of, not_compiled
 from ofq_core.data import Batch
 from ofq_core.distributed import World
+from ofq_core.errors import TrainingError
 from ofq_core.nn import HeldWeights, WeightQuantizer, set_whole_batch
 from ofq_core.precision import matrix_precision
 from ofq_core.seeds import derive_seed
 from ofq_core.settings import DistillSettings, RunSettings
 from ofq_core.training.distill import Losses, Teacher, distillation_loss
-from ofq_core.training.failure import TrainingError
 
 # No buffer of a model changes in training. torch 2.13 gave the option another name.
 _OPTIONS = inspect.signature(DistributedDataParallel).parameters
@@ -195,7 +195,12 @@ class Gradients:
         with self._precision():
             soft = None if self.teacher is None else self.teacher(images)
             outputs = model(images)
-        return self._loss(outputs, targets, soft)
+        losses = self._loss(outputs, targets, soft)
+        if soft is None:
+            return losses
+        # A class with the teacher's logit -inf has probability 0: the loss alone would not tell.
+        unknown = ~soft.isfinite().all()
+        return losses._replace(soft=losses.soft.detach().masked_fill(unknown, torch.nan))
 
     def _alone(self, alone: bool) -> contextlib.AbstractContextManager[Any]:
         """No addition over processes in this backward."""

@@ -18,6 +18,7 @@ BOUNDARY_RANGES = (0.003, 0.005, 0.007, 0.01, 0.05)
 # Of the gradient flips per epoch: narrower bands hold too few weights for a curve.
 CURVE_BAND = "0.05"
 _BINS_PER_STEP, _DISTANCE_BINS = 32, 100
+_PER_WEIGHT = ("codes", "direction", "frequency", "reversals")
 
 
 class OscillationTracker:
@@ -251,10 +252,18 @@ class OscillationTracker:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`; tensors go to the device of the weights."""
+        """Inverse of `state_dict`; tensors go to the device of the weights.
+
+        Raises:
+            ValueError: the state is of other weights.
+        """
         devices = {scale.device for scale in self.first_scales}
         saved = state["state"]
+        self.state = None
         if saved is not None:
+            total = sum(weight.latent().numel() for weight in self.weights)
+            if any(len(saved[key]) != total for key in _PER_WEIGHT):
+                raise ValueError(f"the tracker's state is not of {total} weights")
             (device,) = devices
             on_device = {
                 key: value.to(device) if isinstance(value, torch.Tensor) else value

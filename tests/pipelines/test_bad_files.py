@@ -349,22 +349,20 @@ def damage(checkpoint, kind, marker):
         ("other settings", "belongs to a run with other settings"),
     ],
 )
-def test_bad_checkpoint(kind, part, interrupted, refused, tmp_path):
+def test_bad_checkpoint(kind, part, interrupted, command, undisturbed, tmp_path):
+    """It is named and put aside, the run starts afresh, and ends as if nothing had been."""
     folder, checkpoint = interrupted
     marker = tmp_path / "executed"
     damage(checkpoint, kind, marker)
-    message = refused(folder, QAT)
-    assert message.startswith(f"{checkpoint.relative_to(folder)}")
-    assert part in message
-    assert message.endswith("delete it to start afresh")
+    done = command(folder, QAT)
+    assert done.code == 0, done.err
+    place = checkpoint.relative_to(folder)
+    (said,) = [line for line in done.out.splitlines() if str(place) in line]
+    assert said.startswith(f"ofq-w2a2-s0: {place}")
+    assert part in said
+    assert said.endswith(f"; not used, kept as {place.with_suffix('.unusable')}")
+    assert "ofq-w2a2-s0: no other checkpoint is there, starting afresh" in done.out
     assert not marker.exists()
-
-
-def test_advice_to_delete_it_is_good(interrupted, command, undisturbed):
-    folder, checkpoint = interrupted
-    damage(checkpoint, "truncated", None)
-    checkpoint.unlink()
-    assert command(folder, QAT).code == 0
     assert (folder / "results/experiment/student.pt").read_bytes() == undisturbed
 
 

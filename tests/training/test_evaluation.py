@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ofq_core.data import ArrayData, Batch, PreparedData, Split
-from ofq_core.errors import DataError
+from ofq_core.errors import DataError, ModelError
 from ofq_core.evaluation import evaluate, wilson_interval
 from ofq_core.settings import DigitsSettings
 from tests.training.doubled import Doubled
@@ -115,6 +115,29 @@ def test_nothing_that_can_be_read():
     data = data_of([[0.0, 0.0, 0.0, 1.0]] * 2, [3, 3])
     with pytest.raises(DataError, match="not one of 2 images of the val split was read"):
         evaluate(Fixed(), Torn(data.prepared, data.settings), "val", 2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_logits_that_are_not_finite_are_no_answer(value, batch_size):
+    """NaN would count as class 0, and the loss does not know of -inf for a wrong class."""
+    model = nn.Sequential(nn.Identity(), Fixed())
+    data = data_of([[3.0, 2.0, 1.0], [3.0, 2.0, value], [3.0, value, value]], [0, 0, 0])
+    with pytest.raises(ModelError) as error:
+        evaluate(model, data, "test", batch_size)
+    said = "2 of 3 test images get logits that are NaN or infinite, first in 0: no accuracy can be"
+    assert str(error.value).startswith(said)
+
+
+def test_finite_weights_that_overflow():
+    """In BF16 as in FP32 the largest number is 3e38."""
+    model = nn.Sequential(Fixed(), nn.Linear(3, 3), nn.Linear(3, 3))
+    with torch.no_grad():
+        for layer in model[1:]:
+            layer.weight.copy_(1e20 * torch.eye(3))
+    data = data_of([[3.0, 2.0, 1.0]], [0])
+    with pytest.raises(ModelError, match=r"1 of 1 test images .* first in 2: no accuracy"):
+        evaluate(model, data, "test", 1, precision="bf16")
 
 
 def test_model_of_a_run_does_not_depend_on_the_batch_size(micro, make_trainer, tmp_path):

@@ -1,18 +1,12 @@
-"""What to say when a loss is not finite."""
+"""Where a NaN or an infinity is: in a module's output, in a tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from ofq_core.errors import OFQError
-
-
-class TrainingError(OFQError):
-    """Training cannot go on, such as after a loss that is not finite."""
 
 
 def first_not_finite(modules: dict[str, nn.Module], forward: Callable[[], object]) -> str | None:
@@ -44,6 +38,28 @@ def first_not_finite(modules: dict[str, nn.Module], forward: Callable[[], object
         for handle in handles:
             handle.remove()
     return found[0] if found else None
+
+
+def not_finite_tensor(named: Iterable[tuple[str, Any]]) -> str | None:
+    """The first of the named tensors with a NaN or an infinity, and what it holds.
+
+    Values that are no floating-point tensors are passed over. The tensors are asked in one go, so
+    a device is waited for once, and once more where something is wrong.
+    """
+    tensors = [
+        (name, value)
+        for name, value in named
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    if not tensors:
+        return None
+    device = tensors[0][1].device
+    flags = torch.stack([value.detach().isfinite().all().to(device) for _, value in tensors])
+    if bool(flags.all()):
+        return None
+    name, value = tensors[flags.tolist().index(False)]
+    wrong = value.detach()[~value.detach().isfinite()]
+    return f"{name} has {wrong.numel()} of {value.numel()} values like {float(wrong[0])}"
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -6,6 +6,10 @@ at their own bits), activation bits x activation bits for the two products of at
 QKR x' z) and map x v. What stays in full precision counts as 32 bits, so an unquantized layer has
 1024 bit operations per multiply-accumulate. Norms, softmax, GELU and the quantizers themselves are
 no products of matrices and count in neither.
+
+The second bias of an operand is in full precision, so low-bit products are of the operand without
+it. Against weights it makes a constant, which joins the bias of the layer; against the keys (z) it
+does not: there it is one more product per token, and with QKR per head, that bit operations count.
 """
 
 from __future__ import annotations
@@ -104,18 +108,19 @@ class _Product:
 def model_cost(model: nn.Module) -> ModelCost:
     """Cost of a timm vision transformer or Swin transformer, converted or not."""
     part: Any = model
-    products = list(_outside_blocks(part))
+    products, biases = list(_outside_blocks(part)), []
     extra_macs = extra_weights = 0
     for place in places(part):
         inside = list(_in_block(place))
         products += inside
+        biases += list(_second_bias(place))
         if isinstance(place.block.attn, QKRAttention):
             plain = place.cost(qkr=False)
             extra_macs += sum(product.macs for product in inside) - plain.macs
             extra_weights += place.cost(qkr=True).weights - plain.weights
     return ModelCost(
         macs=sum(product.macs for product in products),
-        bit_operations=sum(one.macs * one.bits[0] * one.bits[1] for one in products),
+        bit_operations=sum(one.macs * one.bits[0] * one.bits[1] for one in products + biases),
         model_bytes=packed_bytes(model),
         qkr_extra_macs=extra_macs,
         qkr_extra_weights=extra_weights,
@@ -160,6 +165,17 @@ def _in_block(place: Place) -> Iterator[_Product]:
     yield _layer(attention.proj, seen)
     yield _layer(mlp.fc1, place.positions)
     yield _layer(mlp.fc2, place.positions)
+
+
+def _second_bias(place: Place) -> Iterator[_Product]:
+    """That of the queries (with QKR of x') against the keys (z): no MACs, see above."""
+    attention, dim = place.block.attn, place.block.mlp.fc1.in_features
+    qkr = isinstance(attention, QKRAttention)
+    queries = getattr(attention, "input_quantizer" if qkr else "quant_q", None)
+    keys = getattr(attention, "quant_z" if qkr else "quant_k", None)
+    if getattr(queries, "bias_after", None) is not None:
+        rows = place.tokens * place.windows * (attention.num_heads if qkr else 1)
+        yield _Product(rows * dim, (FLOAT_BITS, _bits(keys)))
 
 
 def _layer(layer: Any, positions: int, input_bits: int | None = None) -> _Product:

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ofq_core.errors import ModelError
 from ofq_core.nn import WeightQuantizer
 from ofq_core.quant import boundary_distance
 from ofq_core.training.lowbit import LowBitWeight, low_bit_weights
@@ -58,8 +59,13 @@ def inject_noise(
         boundary_range: half width of the band round a threshold, in quantization steps.
 
     A row whose weights all have one code has no step to move by; its weights are left out.
+
+    Raises:
+        ModelError: no weight of the model has a threshold.
     """
     matrices = [_matrix(weight, boundary_range) for weight in low_bit_weights(model)]
+    if not matrices:
+        raise ModelError("no low-bit weights to perturb: quant.wbits = 32, expected 2 to 8")
     inside = torch.cat([m.inside.flatten() for m in matrices]).nonzero().flatten()
     movable = torch.cat([m.movable.flatten() for m in matrices]).nonzero().flatten()
     generator = torch.Generator().manual_seed(seed)

@@ -77,11 +77,12 @@ def build_student(
     # The same images for every method: they depend on the seed alone.
     images = data.calibration_images(settings.seed, CALIBRATION_IMAGES)
     scales = calibrate(model.to(device), images.to(device))
-    smallest = min((c.smallest for c in scales), default=float("nan"))
-    log(
-        f"{settings.name}: calibrated {len(scales)} activation quantizers on {len(images)} images, "
-        f"smallest scale {smallest:.2e}"
-    )
+    if scales:
+        smallest = min(c.smallest for c in scales)
+        log(
+            f"{settings.name}: calibrated {len(scales)} activation quantizers on {len(images)} "
+            f"images, smallest scale {smallest:.2e}"
+        )
     return model
 
 

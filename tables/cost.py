@@ -252,7 +252,8 @@ def _notes(study: Study, published: PublishedNumbers) -> list[str]:
         "the bits of the one operand times the bits of the other, summed over products: weight "
         "bits x activation bits in a layer (patch embedding and heads at their own bits), "
         "activation bits x activation bits in the two products of attention (q k^T, with QKR x' z; "
-        "map x v). What is not quantized counts as 32 bits, also the folded query bias of QKR.",
+        "map x v). What is not quantized counts as 32 bits, also the folded query bias of QKR, and "
+        "what the second bias of the queries (with QKR of x') adds against the keys (z).",
         "Model: bytes with low-bit weights packed and every scale, bias and norm in FP32. With QKR "
         "the product W_qk of each head is stored, not W_q and W_k.",
         "QKR: a head's queries and keys take C x C weights instead of 2 C x C / H, and its logits "

@@ -234,7 +234,8 @@ def quantized_once(model: nn.Module) -> Iterator[None]:
     try:
         with torch.no_grad():
             for layer in layers:
-                layer.held = layer.quantized_weight()
+                # At 32 bits this is the parameter itself, which torch would register once more.
+                layer.held = layer.quantized_weight().detach()
         yield
     finally:
         for layer in layers:

@@ -1,20 +1,27 @@
 """Every method on real digits: it learns, keeps what it may not touch, and goes on after a stop."""
 
+import json
 import math
+from itertools import product
 
 import pytest
 import torch
 
 from ofq_core import checkpoints
 from ofq_core.data import open_data, prepare_digits
+from ofq_core.errors import ModelError
+from ofq_core.evaluate import main as evaluate_command
 from ofq_core.models import build_model
+from ofq_core.noise import inject_noise
 from ofq_core.settings import DigitsSettings
 from ofq_core.settings.methods import WEIGHT_METHODS
 from ofq_core.training import Trainer, make_deterministic
+from pipelines.training import Inputs, evaluate_run, load_student
 from tests.training import conftest as training
 
 # Fixtures of that folder; they take `digits` and `teacher_file` from this file.
 make_trainer, micro, identical = training.make_trainer, training.micro, training.identical
+train_run = training.train_run
 
 # Clean images and a wider model than theirs: the teacher must know something after seconds.
 CLEAN = dict.fromkeys(["shift_pixels", "scale_range", "rotate_degrees", "noise"], 0.0)
@@ -232,3 +239,60 @@ def test_state_survives_an_interruption(case, settings_of, make_trainer, identic
     # The step that was cut off had been observed, but not saved.
     assert len(left) == 4
     identical(summary(resumed), summary(whole))
+
+
+# 32 bits switch off: weights, activations, first and last layer.
+
+OFF = [bits for bits in product((3, 32), (3, 32), (8, 32)) if 32 in bits]
+EVERY = [("statsq", bits, qkr) for bits in OFF for qkr in (False, True)]
+# What a method has of its own is its weights, and here and there its activations.
+EVERY += [(name, (3, 32, 32), True) for name in WEIGHT_METHODS if name != "statsq"]
+EVERY += [(name, (32, 3, 8), True) for name, m in WEIGHT_METHODS.items() if m.activation]
+
+
+@pytest.mark.parametrize(("name", "bits", "qkr"), EVERY)
+def test_32_bits_switch_off(
+    name, bits, qkr, settings_of, train_run, digits, teacher_file, tmp_path
+):
+    """From the first step to the noise experiment, with a stop in between."""
+    wbits, abits, edge_bits = bits
+    quant = {"wbits": wbits, "abits": abits, "edge_bits": edge_bits, "qkr": qkr}
+    settings = settings_of(name, OFTEN, **quant)
+    if settings.quant.trains:
+        with pytest.raises(CutOffError):
+            train_run(settings, tmp_path, cut_off_after(12))
+    run = train_run(settings, tmp_path)
+    assert any("going on after epoch 1" in line for line in run.log) == settings.quant.trains
+    low_bit = wbits != 32
+    assert bool(json.loads((run.folder / "histogram.json").read_text())) == low_bit
+    assert bool(run.oscillation) == (low_bit and settings.quant.trains)
+    assert all(bool(value.isfinite().all()) for value in run.student.values())
+
+    metrics = evaluate_run(run.folder, settings, Inputs(digits, teacher_file))
+    words = [str(run.folder), "--data", str(digits), "--json", str(tmp_path / "out.json")]
+    evaluate_command(words)
+    again = json.loads((tmp_path / "out.json").read_text())["result"]
+    # The command takes batches of its own size.
+    assert again["n_correct"] == pytest.approx(metrics["n_correct"], abs=1)
+    assert again["loss"] == pytest.approx(metrics["loss"], rel=1e-2)
+
+    model = load_student(run.folder, settings, converted=True)
+    if low_bit:
+        assert inject_noise(model, lambda: 0.0, 0.05, 1, seed=0).weights > 0
+    else:
+        with pytest.raises(ModelError, match=r"no low-bit weights to perturb: quant\.wbits = 32"):
+            inject_noise(model, lambda: 0.0, 0.05, 1, seed=0)
+
+
+@pytest.mark.parametrize("qkr", [False, True])
+def test_all_off_is_the_teacher(qkr, settings_of, make_trainer, teacher_file, tmp_path):
+    """What is validated before the first step is the full-precision model, class by class."""
+    off = {"wbits": 32, "abits": 32, "edge_bits": 32, "qkr": qkr}
+    run = make_trainer(settings_of("statsq", SHORT, **off), tmp_path / "c.pt")
+    found = run._validate()
+    run.model = build_model(run.settings.model, 0)
+    checkpoints.load_weights(run.model, teacher_file, "teacher")
+    teacher = run._validate()
+    assert teacher.top1 > 5 * CHANCE
+    assert found.loss == pytest.approx(teacher.loss, rel=1e-6)
+    assert found.per_class_correct == teacher.per_class_correct

@@ -182,12 +182,14 @@ def left_behind():
 
 
 def read_run(result: Path, log):
-    checkpoint = torch.load(result.parent / "checkpoint.pt", weights_only=True)
+    saved = result.parent / "checkpoint.pt"
+    # Post-training quantization takes no step, and leaves no checkpoint.
+    checkpoint = without_times(torch.load(saved, weights_only=True)) if saved.exists() else None
     return SimpleNamespace(
         folder=result,
         log=log,
-        state=without_times(checkpoint),
-        history=without_times(checkpoint)["progress"]["history"],
+        state=checkpoint,
+        history=checkpoint["progress"]["history"] if checkpoint else [],
         student=torch.load(result / "student.pt", weights_only=True),
         student_bytes=(result / "student.pt").read_bytes(),
         oscillation=json.loads((result / "oscillation.json").read_text()),

@@ -142,11 +142,18 @@ def test_bit_operations_by_hand(converted):
     attention = 2 * 18 * 18 * 16
     block = 18 * (4 * 256 + 2 * 512) + attention
     assert model_cost(converted("fp")).bit_operations == 1024 * (edges + block)
-    assert model_cost(converted("lsq", 3)).bit_operations == 64 * edges + 9 * block
-    # Logits over all channels for each head; the folded bias is not quantized, its input is.
+    # The second bias of the queries meets the keys of every token.
+    second = 18 * 16
+    lsq = 64 * edges + 9 * block + 32 * 3 * second
+    assert model_cost(converted("lsq", 3)).bit_operations == lsq
+    # Logits over all channels for each head; the folded bias is not quantized, its input is. The
+    # second bias of the input meets z, in every head.
     qkr, bias = 18 * 18 * 16, 18 * 2 * 16
     assert model_cost(converted("ofq", 3)).bit_operations == (
-        64 * edges + 9 * (block + qkr) + 32 * 3 * bias
+        64 * edges + 9 * (block + qkr) + 32 * 3 * (bias + 2 * second)
+    )
+    assert model_cost(converted("ofq", 3, qk_bias="drop")).bit_operations == (
+        64 * edges + 9 * (block + qkr) + 32 * 3 * 2 * second
     )
 
 
@@ -156,4 +163,6 @@ def test_weights_and_activations_have_bits_of_their_own(micro):
     convert(model, QuantPlan.from_settings(settings.quant, settings.fidelity))
     edges = 16 * 16 * 4 + 2 * 16 * 10
     layers, attention = 18 * (4 * 256 + 2 * 512), 2 * 18 * 18 * 16
-    assert model_cost(model).bit_operations == 64 * edges + 8 * layers + 16 * attention
+    assert model_cost(model).bit_operations == (
+        64 * edges + 8 * layers + 16 * attention + 32 * 4 * 18 * 16
+    )

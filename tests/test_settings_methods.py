@@ -58,6 +58,23 @@ def test_options_that_are_set():
     assert quant("pact", options={"alpha_decay": 0}).options == {"alpha_decay": 0.0}
 
 
+@pytest.mark.parametrize(("bits", "last"), [(2, 0.01), (3, 0.011), (4, 0.01), (8, 0.01)])
+def test_a_default_may_depend_on_the_bit_width(bits, last):
+    """Dialled or in a row of the grid, which has several; what is set holds for all of them."""
+    assert quant("freezing", wbits=bits).options["last_threshold"] == last
+    assert quant("freezing", wbits=bits, options={"first_threshold": 0.2}).options == {
+        "first_threshold": 0.2,
+        "last_threshold": last,
+    }
+    row = {"weight": "freezing", **NO_TOGGLES}
+    assert read(with_rows({"freezing": row})).cell("freezing", bits, 0).quant == quant(
+        "freezing", wbits=bits, abits=bits
+    )
+    row["options"] = {"last_threshold": 0.02}
+    found = read(with_rows({"freezing": row})).cell("freezing", bits, 0).quant.options
+    assert found == {"first_threshold": 0.1, "last_threshold": 0.02}
+
+
 def test_defaults_and_options_reach_the_hash_of_a_run():
     """A default that changes makes another run; to write it out does not."""
     raw = changed("quant", {"weight": "obr", "wbits": 2, "abits": 2, **NO_TOGGLES})

@@ -149,7 +149,7 @@ class IterativeFreezing:
     """Iterative weight freezing (Nagel et al., section 4.3) on top of the oscillation state.
 
     A weight whose frequency exceeds the threshold is frozen for good at the rounded running mean of
-    its code; while its frequency stays above, that value is refreshed.
+    its code, from the step after; while its frequency stays above, that value is refreshed.
     mean_code: FP32. frozen: bool. frozen_code: int8.
     """
 
@@ -170,18 +170,31 @@ class IterativeFreezing:
         )
 
     def update(self, codes: Tensor, threshold: float, momentum: float = 0.01) -> Tensor:
-        """Take the codes after one more step; return the codes to use (frozen ones replaced)."""
+        """`look`, then `freeze`; return the codes that the step uses."""
+        used = self.look(codes, momentum)
+        self.freeze(threshold, momentum)
+        return used
+
+    def look(self, codes: Tensor, momentum: float) -> Tensor:
+        """Count the codes of one more step; return those that it uses (frozen ones replaced).
+
+        The jump of a weight to its frozen code counts like any other change.
+        """
         flat = codes.detach().reshape(-1).to(torch.int8)
-        self.oscillation.update(torch.where(self.frozen, self.frozen_code, flat), momentum)
+        used = torch.where(self.frozen, self.frozen_code, flat)
+        self.oscillation.update(used, momentum)
+        return used
+
+    def freeze(self, threshold: float, momentum: float) -> None:
+        """Choose what is frozen from the next step on; 0 freezes nothing, and the mean waits."""
+        if threshold == 0.0:
+            return
         above = self.oscillation.frequency > threshold
         # The running mean does not know the current code yet: the weight is frozen where it was.
         mean_rounded = self.mean_code.round().to(torch.int8)
         self.frozen_code = torch.where(above, mean_rounded, self.frozen_code)
         self.frozen |= above
-        used = torch.where(self.frozen, self.frozen_code, flat)
-        self.oscillation.codes = used
-        self.mean_code.lerp_(used.float(), momentum)
-        return used
+        self.mean_code.lerp_(self.oscillation.codes.float(), momentum)
 
     def state_dict(self) -> dict[str, object]:
         """Everything that a resumed run needs."""

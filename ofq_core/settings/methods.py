@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Option:
-    """A number of a method: `quant.options.<name>`, from `low` to `high`, both included."""
+    """A number of a method: `quant.options.<name>`, from `low` to `high`, both included.
+
+    default_at: the defaults of the bit widths that have their own.
+    """
 
     default: float
     low: float
     high: float
     what: str
+    default_at: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,15 @@ WEIGHT_METHODS: dict[str, WeightMethod] = {
         no_cga="both freeze weights, and what one holds the other would count as confident",
         no_average="which weights are frozen is known of the trained weights, not of their average",
         options={
-            "first_threshold": Option(0.1, 0.0, 1.0, "frequency to freeze at, at first"),
-            "last_threshold": Option(0.01, 0.0, 1.0, "the same at the end of training"),
+            "first_threshold": Option(
+                0.1,
+                0.0,
+                1.0,
+                "frequency to freeze at after a quarter of the run",
+            ),
+            "last_threshold": Option(
+                0.01, 0.0, 1.0, "the same at the end of training", default_at={3: 0.011}
+            ),
         },
     ),
     "obr": WeightMethod(

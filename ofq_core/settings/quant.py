@@ -29,8 +29,13 @@ def known_weight(name: str) -> str:
     return name
 
 
-def checked_options(weight: str, options: dict[str, float | None]) -> dict[str, float | None]:
-    """All options of a method; those that are not given, or null, at their default. ValueError."""
+def checked_options(
+    weight: str, options: dict[str, float | None], bits: int | None
+) -> dict[str, float | None]:
+    """All options of a method; those that are not given, or null, at their default for `bits`.
+
+    Without bits, as for a row of several bit widths, only those that are given. ValueError.
+    """
     known = WEIGHT_METHODS[weight].options
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
@@ -45,7 +50,12 @@ def checked_options(weight: str, options: dict[str, float | None]) -> dict[str, 
             raise ValueError(
                 f"options.{name} = {value:g}: expected a number in [{low:g}, {high:g}]"
             )
-    return {name: given.get(name, option.default) for name, option in known.items()}
+    if bits is None:
+        return dict(given)
+    return {
+        name: given.get(name, option.default_at.get(bits, option.default))
+        for name, option in known.items()
+    }
 
 
 class _Combination(Model):
@@ -73,7 +83,9 @@ class _Combination(Model):
                     f"{part} = true has no meaning with weight = {self.weight!r}: {reason}"
                 )
         # Assigning would validate once more, without an end.
-        self.__dict__["options"] = checked_options(self.weight, self.options)
+        self.__dict__["options"] = checked_options(
+            self.weight, self.options, getattr(self, "wbits", None)
+        )
         return self
 
 

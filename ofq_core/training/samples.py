@@ -190,8 +190,8 @@ class StepSamples:
     def above_limit(self, index: int) -> float:
         """Share of one matrix's weights with a path ratio above 16 since `restart`.
 
-        Weights that did not move at all (frozen by CGA) do not count, though a scale that moves
-        takes their quantized values along.
+        Weights that did not move at all (frozen by CGA) count as not above it, though a scale that
+        moves takes their quantized values along.
         """
         quantized, latent = self.paths[index]
         return float(((latent > 0) & (quantized > PATH_RATIO_LIMIT * latent)).float().mean())

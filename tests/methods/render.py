@@ -150,7 +150,8 @@ def _row(name: str, method: WeightMethod, head: Header) -> tuple[str, ...]:
 
 def _option(name: str, option: Option) -> str:
     low, high, default = (f"{value:.6g}" for value in (option.low, option.high, option.default))
-    return f"`{name}`: {default}, [{low}, {high}], {option.what}"
+    own = "".join(f" ({value:.6g} at {bits} bits)" for bits, value in option.default_at.items())
+    return f"`{name}`: {default}{own}, [{low}, {high}], {option.what}"
 
 
 def _bits(bits: tuple[int, ...]) -> str:

@@ -274,7 +274,7 @@ def test_settings_refuse_what_has_no_meaning(name, settings):
         settings(name, options={"nonsense": 1.0})
     for option, known in method.options.items():
         assert known.low <= known.default <= known.high
-        assert settings(name).options[option] == known.default
+        assert settings(name, 2).options[option] == known.default
         for value in (known.low - 1e-3, known.high + 1e-3):
             with pytest.raises(ValueError, match=rf"options\.{option} = .*: expected a number in"):
                 settings(name, options={option: value})

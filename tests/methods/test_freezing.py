@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ofq_core.methods.freezing import MOMENTUM
-from ofq_core.quant import IterativeFreezing, lsq_codes
+from ofq_core.methods import freezing
+from ofq_core.quant.annealing import cosine_anneal
 
 UP, DOWN, REST = -0.4, -0.6, 0.3
 
@@ -17,8 +17,9 @@ def row(first):
 
 
 @pytest.fixture
-def module(make):
-    """s = 1, codes -2 .. 1, at -1 and 0."""
+def module(make, monkeypatch):
+    """s = 1, codes -2 .. 1, at -1 and 0; the usual momentum would need thousands of steps."""
+    monkeypatch.setattr(freezing, "MOMENTUM", 0.01)
     return make("freezing", row(DOWN), 2, 1.0, first_threshold=0.025, last_threshold=0.025)
 
 
@@ -29,14 +30,23 @@ def oscillate(module, steps, progress=0.5):
 
 
 def test_a_weight_freezes_at_its_mean_code(module, same):
-    oscillate(module, 3)
-    # f = 0.01, then 0.01 + 0.99 * 0.01 = 0.0199, below the threshold of 0.025
-    same(module.frequency, [[0.0199, 0.0]])
-    assert not module.frozen.any()
     oscillate(module, 4)
+    # Three oscillations: 0.01, then twice 0.01 + 0.99 f, which is above the threshold of 0.025.
+    same(module.frequency, [[0.029701, 0.0]])
+    assert not module.frozen.any(), "what it counts is of the next forward, which is still free"
+    assert module(row(UP))[0, 0] == 0.0
+    module.after_step(row(UP), 0.5)
     assert module.frozen.tolist() == [[True, False]]
     # The mean began at -1 and has hardly moved.
     assert module.frozen_code[0, 0] == -1
+    assert module(row(UP))[0, 0] == -1.0
+
+
+def test_the_authors_settings(make):
+    assert freezing.MOMENTUM == 0.001
+    assert freezing.START == 0.25
+    assert make("freezing", row(DOWN), 4).thresholds == (0.1, 0.01)
+    assert make("freezing", row(DOWN), 3).thresholds == (0.1, 0.011)
 
 
 @pytest.fixture
@@ -74,40 +84,79 @@ def test_a_product_that_is_computed_anew_keeps_its_frozen_codes(frozen):
         assert frozen(row(value))[0, 0] == -1
 
 
-def test_threshold_is_annealed(make):
-    """Cosine from 1 (never) to 0.015: 0.5075 halfway; f is 0.0199 after three steps."""
-    for progress, expected in ((0.0, False), (0.5, False), (1.0, True)):
-        module = make("freezing", row(DOWN), 2, 1.0, first_threshold=1.0, last_threshold=0.015)
-        oscillate(module, 3, progress)
-        assert module.frozen.tolist() == [[expected, False]]
-
-
-@pytest.mark.parametrize("threshold", [0.005, 0.015])
-@pytest.mark.parametrize("writable", [True, False])
-def test_agrees_with_the_pure_class(threshold, writable, make, randn):
-    """On a random walk; setting the latent weights or not makes no difference to the codes."""
-    weight = randn(5, 7)
-    module = make("freezing", weight, 3, first_threshold=threshold, last_threshold=threshold)
-    scale = module.scale.detach()
-    reference = IterativeFreezing.start(lsq_codes(weight, scale, -4, 3, 0))
-    for step in range(60):
-        noisy = weight + 0.1 * randn(5, 7, seed=step)
-        used = reference.update(lsq_codes(noisy, scale, -4, 3, 0), threshold, MOMENTUM)
-        latent = noisy if writable else noisy.clone()
-        module.after_step(latent, step / 60)
-        assert torch.equal(module.codes(noisy).flatten(), used)
-        assert torch.equal(module(noisy), used.view(5, 7) * scale.unsqueeze(1))
-    state = reference.oscillation
-    assert torch.equal(module.frozen.flatten(), reference.frozen)
-    assert 0 < int(reference.frozen.sum()) < 35
-    for name, expected in (
-        ("frequency", state.frequency),
-        ("direction", state.direction),
-        ("previous_code", state.codes),
-        ("mean_code", reference.mean_code),
-        ("frozen_code", reference.frozen_code),
+def test_nothing_freezes_in_the_first_quarter_then_the_threshold_falls(make, monkeypatch):
+    """Cosine from 1 (never) to 0.015: 0.5075 halfway down; f is 0.0199 after three steps."""
+    monkeypatch.setattr(freezing, "MOMENTUM", 0.01)
+    for first, progress, expected in (
+        (0.001, 0.0, False),
+        (0.001, 0.249, False),
+        (0.001, 0.25, True),
+        (1.0, 0.25, False),
+        (1.0, 0.625, False),
+        (1.0, 1.0, True),
+        (0.0, 0.5, False),
     ):
-        assert torch.equal(getattr(module, name).flatten(), expected), name
+        last = 0.0 if first == 0.0 else 0.015
+        module = make("freezing", row(DOWN), 2, 1.0, first_threshold=first, last_threshold=last)
+        oscillate(module, 4, progress)
+        assert module.frozen.tolist() == [[expected, False]], (first, progress)
+
+
+class Tracked:
+    """One weight as the authors' code treats it: its tracker is called in each forward."""
+
+    def __init__(self):
+        self.before, self.direction, self.frequency = None, 0, 0.0
+        self.frozen, self.mean, self.reversals = None, None, 0
+
+    def forward(self, code, threshold, momentum):
+        code = code if self.frozen is None else self.frozen
+        self.before = code if self.before is None else self.before
+        turn = (code > self.before) - (code < self.before)
+        oscillates = turn * self.direction == -1
+        self.frequency += momentum * (oscillates - self.frequency)
+        self.reversals += oscillates
+        self.direction = turn or self.direction
+        self.before = code
+        if threshold > 0:
+            self.mean = code if self.mean is None else self.mean
+            if self.frequency > threshold:
+                self.frozen = round(self.mean)
+            self.mean += momentum * (code - self.mean)
+        return code
+
+
+@pytest.mark.parametrize("momentum", [0.001, 0.05])
+@pytest.mark.parametrize("writable", [True, False])
+def test_every_forward_is_as_with_the_authors_tracker(momentum, writable, make, randn, monkeypatch):
+    """A run of 200 steps on noisy weights; setting the latent weights or not changes no code."""
+    monkeypatch.setattr(freezing, "MOMENTUM", momentum)
+    first, last, steps = 8 * momentum, 3 * momentum, 200
+    weight = randn(5, 7)
+    module = make("freezing", weight, 3, first_threshold=first, last_threshold=last)
+    scale = module.scale.detach().unsqueeze(1)
+    tracked = [Tracked() for _ in range(35)]
+    current, jumps = weight.clone(), 0
+    for step in range(1, steps + 1):
+        free = (current / scale).round().clamp(-4, 3).flatten().tolist()
+        share = step / steps
+        threshold = 0.0 if share < 0.25 else cosine_anneal(first, last, share, 0.25)
+        expected = []
+        for one, code in zip(tracked, free, strict=True):
+            before, frozen = one.before, one.frozen is not None
+            expected.append(one.forward(int(code), threshold, momentum))
+            jumps += frozen and one.before != before
+        assert module.codes(current).flatten().tolist() == expected
+        expected_values = torch.tensor(expected).view(5, 7) * scale
+        assert torch.equal(module(current), expected_values)
+        noisy = weight + 0.1 * randn(5, 7, seed=step)
+        module.after_step(noisy if writable else noisy.clone(), share)
+        current = noisy
+    assert module.frozen.flatten().tolist() == [one.frozen is not None for one in tracked]
+    assert 0 < int(module.frozen.sum()) < 35
+    assert jumps > 0
+    codes = [0 if one.frozen is None else one.frozen for one in tracked]
+    assert (module.frozen_code * module.frozen).flatten().tolist() == codes
 
 
 def test_without_frozen_weights_it_is_lsq(make, randn):

@@ -186,7 +186,7 @@ def test_cga_keeps_frozen_weights_in_every_bit(name, trainer):
 # Going on after an interruption
 
 # Buffers that change while the run goes on; with these thresholds some weights freeze within it.
-FREEZING = {"options": {"first_threshold": 0.02, "last_threshold": 0.01}}
+FREEZING = {"options": {"first_threshold": 0.002, "last_threshold": 0.0005}}
 STATE = {
     "freezing": ("freezing", FREEZING, "frozen"),
     "freezing-qkr": ("freezing", {**FREEZING, "qkr": True}, "frozen"),

@@ -33,7 +33,8 @@ def test_factor_is_the_formula(amplitude, make, randn):
 def test_the_rest_is_lsq(bits, amplitude, make, randn):
     weight, upstream, results = randn(6, 40), randn(6, 40, seed=1), []
     for name, options in (("stableqat", {"amplitude": amplitude}), ("lsq", {})):
-        module, latent = make(name, weight, bits, **options), weight.clone().requires_grad_()
+        module = make(name, weight, bits, scale=0.6, **options)
+        latent = weight.clone().requires_grad_()
         output = module(latent)
         output.backward(upstream)
         results.append((output, module.scale.grad, latent.grad))
@@ -41,3 +42,10 @@ def test_the_rest_is_lsq(bits, amplitude, make, randn):
     assert torch.equal(output, plain)
     assert torch.equal(of_scale, plain_scale)
     assert torch.equal(of_weight, plain_weight) == (amplitude == 0.0)
+
+
+@pytest.mark.parametrize(("bits", "qmax"), [(2, 1), (3, 3), (4, 7)])
+def test_a_row_starts_at_its_largest_magnitude(bits, qmax, make, same):
+    """max|w| at 2 bits, max|w| / qmax at 3 and 4."""
+    weight = torch.tensor([[0.1, -2.1, 0.7], [4.2, 0.0, -0.3]])
+    same(make("stableqat", weight, bits).scale.data, [2.1 / qmax, 4.2 / qmax])

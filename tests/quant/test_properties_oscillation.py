@@ -59,38 +59,58 @@ def test_tracker_equals_naive_loop(walk, momentum):
 
 @given(walk=WALKS, momentum=MOMENTA)
 def test_freezing_keeps_frozen_weights_out_of_reach(walk, momentum):
-    """A frozen weight stays frozen, returns its frozen code, and its neighbours are untouched."""
+    """From the step after on a frozen weight is at its frozen code, its neighbours untouched."""
     freezing = IterativeFreezing.start(torch.tensor(walk[0]))
     frozen = torch.zeros(len(walk[0]), dtype=torch.bool)
     for codes in walk[1:]:
         given_codes = torch.tensor(codes, dtype=torch.int8)
+        held = freezing.frozen_code.clone()
         used = freezing.update(given_codes, threshold=0.05, momentum=momentum)
+        assert torch.equal(used[frozen], held[frozen])
+        assert torch.equal(used[~frozen], given_codes[~frozen])
         assert bool((frozen <= freezing.frozen).all())
         frozen = freezing.frozen.clone()
-        assert torch.equal(used[frozen], freezing.frozen_code[frozen])
-        assert torch.equal(used[~frozen], given_codes[~frozen])
         above = freezing.oscillation.frequency > 0.05
         assert bool((above <= frozen).all())
 
 
-@given(walk=WALKS, momentum=MOMENTA)
-def test_freezing_equals_naive_loop(walk, momentum):
-    """Frozen at the rounded mean of the codes before the current one, refreshed while above."""
-    threshold = 0.05
+@given(walk=WALKS, momentum=MOMENTA, off=st.integers(0, 25))
+def test_freezing_equals_naive_loop(walk, momentum, off):
+    """Frozen at the rounded mean of the codes before the current one, refreshed while above.
+
+    A jump to the frozen code is a change like any other. Nothing freezes for `off` steps.
+    """
     freezing = IterativeFreezing.start(torch.tensor(walk[0]))
     weights = [OneWeight(code) for code in walk[0]]
     means, frozen = [float(code) for code in walk[0]], [None] * len(weights)
-    for codes in walk[1:]:
+    for step, codes in enumerate(walk[1:]):
+        threshold = 0.0 if step < off else 0.05
         used = freezing.update(torch.tensor(codes), threshold, momentum)
         for i, code in enumerate(codes):
             weights[i].step(code if frozen[i] is None else frozen[i], momentum)
+            if threshold == 0.0:
+                continue
             if weights[i].frequency > threshold:
                 frozen[i] = round(means[i])
-            weights[i].code = code if frozen[i] is None else frozen[i]
             means[i] += momentum * (weights[i].code - means[i])
         assert used.tolist() == [weight.code for weight in weights]
         assert freezing.frozen.tolist() == [code is not None for code in frozen]
+    assert freezing.oscillation.reversals.tolist() == [weight.reversals for weight in weights]
     assert freezing.mean_code.tolist() == pytest.approx(means, rel=1e-4, abs=1e-4)
+
+
+def test_the_jump_to_the_frozen_code_is_a_flip():
+    """It was 0 long enough for a mean of 0, turned back at 1 and is taken back once more."""
+    freezing = IterativeFreezing.start(torch.tensor([0]))
+    for code in (1, 0):
+        assert freezing.update(torch.tensor([code]), 0.15, 0.1).item() == code
+    assert freezing.update(torch.tensor([1]), 0.15, 0.1).item() == 1
+    assert freezing.frozen.item()
+    assert int(freezing.oscillation.flips) == 3
+    for _ in range(2):
+        assert freezing.update(torch.tensor([1]), 0.15, 0.1).item() == 0
+        assert int(freezing.oscillation.flips) == 4
+        assert int(freezing.oscillation.reversals) == 3
 
 
 def test_first_flip_never_counts():

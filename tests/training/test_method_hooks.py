@@ -61,7 +61,12 @@ def test_penalties_are_as_if_they_were_in_the_loss(weight, qkr, progress, traine
     factors = ["q_weight", "k_weight", "v.weight"] if qkr else ["qkv.weight"]
     matrices = ["mlp.fc1.weight", "mlp.fc2.weight", "attn.proj.weight"]
     matrices += [f"attn.{name}" for name in factors]
-    assert changed == {f"blocks.0.{name}" for name in matrices}
+    moved = {f"blocks.0.{name}" for name in matrices}
+    if weight == "obr":  # clipped weights stand at an outer code, which moves with the scale
+        quantizers = ["mlp.fc1.weight", "mlp.fc2.weight", "attn.proj.weight"]
+        quantizers += ["attn.qk", "attn.v.weight"] if qkr else ["attn.qkv.weight"]
+        moved |= {f"blocks.0.{name}_quantizer.scale" for name in quantizers}
+    assert changed == moved
 
 
 def test_pacts_alphas(trainer_of, loss_of):
@@ -92,8 +97,9 @@ def test_the_optimizer_sees_penalties(trainer_of):
     after = []
     trainer.optimizer.step = lambda: (after.append(gradients(trainer.model)[name]), step())
     trainer.run()
-    assert torch.equal(after[0], seen[0][name]), "no penalty yet"
-    assert not torch.equal(after[-1], seen[-1][name])
+    # Eighteen steps; a quarter of them is over after four and a half.
+    pulled = [not torch.equal(a, b[name]) for a, b in zip(after, seen, strict=True)]
+    assert pulled == [False] * 5 + [True] * 13
 
 
 # Parameters that have no gradient

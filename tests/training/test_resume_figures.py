@@ -14,7 +14,7 @@ from tests.training.conftest import without_times
 OFTEN = {"checkpoint_seconds": 1e-9, "oscillation_every": 4, "lr": 2e-2, "min_lr": 1e-2}
 STEPS = 18
 # Frequencies of a few steps are far below the usual thresholds.
-QUANT = {"freezing": {"weight": "freezing", "options": {"first_threshold": 0.015}}}
+QUANT = {"freezing": {"weight": "freezing", "options": {"first_threshold": 0.0015}}}
 
 
 class CutOffError(Exception):

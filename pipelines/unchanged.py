@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ofq_core.errors import OFQError
+from ofq_core.errors import OFQError, SettingsError
+from ofq_core.yaml_files import read_yaml
 from slurm.contents import list_path
 from slurm.fingerprints import IGNORED, fingerprints
 
@@ -48,13 +47,13 @@ def read_definition(stage: str, argv: list[str]) -> Definition | None:
         None where DVC knows no such stage, or a file cannot be read, which others report.
     """
     try:
-        raw = yaml.safe_load(DEFINITION.read_text())["stages"][stage]
+        raw = read_yaml(DEFINITION)["stages"][stage]
         values = _flat(_params())
         words = {
             kind: [name for entry in raw.get(kind) or [] for name in _names(entry)]
             for kind in ("deps", "params", "outs")
         }
-    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+    except (SettingsError, AttributeError, KeyError, TypeError):
         return None
     said = " ".join(argv)
 
@@ -82,7 +81,7 @@ def _listed(entry: Any) -> list[Any]:
 
 
 def _params() -> Any:
-    return yaml.safe_load(Path(PARAMS).read_text())
+    return read_yaml(Path(PARAMS))
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -127,7 +126,7 @@ class Watch:
             return []
         try:
             params, files = self._read_params(), self._read_files()
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, SettingsError) as error:
             return [f"not all of it can be read any more ({' '.join(str(error).split())})"]
         return [
             *_differences(self._params, params, f"{PARAMS}: ", repr),

@@ -46,7 +46,7 @@ def build(
     rows = tuple(
         Row(
             row.method,
-            row.label,
+            row.label + (" (outdated)" if study.method(row.method).outdated else ""),
             spans=row.bits is not None,
             cells=tuple(_cell(context, row, bits) for bits in _columns(row, spec)),
             block=row.block,

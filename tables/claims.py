@@ -13,6 +13,7 @@ from tables.alike import refuse_other_data, refuse_other_teacher
 from tables.build import provenance, refuse_unlike_bits, subject
 from tables.measured import bit_widths
 from tables.names import method_name
+from tables.notes import not_counted
 from tables.runs import Run, Study
 from tables.sheet import Grid, Item, Sheet, grid, known, line
 from tables.spec import TableSpec
@@ -97,8 +98,11 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def claims_sheet(study: Study, spec: TableSpec) -> Sheet:
-    """One line per claim whose two methods the study has; all bit widths together, then each."""
-    runs = [run for run in study.runs if run.wbits == run.abits and run.wbits != 32]
+    """One line per claim whose two methods the study has; all bit widths together, then each.
+
+    Outdated runs say nothing about a claim.
+    """
+    runs = [run for run in study.current if run.wbits == run.abits and run.wbits != 32]
     _refuse_unlike(runs, spec)
     bits = bit_widths(runs)
     groups: list[tuple[str, list[int]]] = [("All bit widths together", bits)] if bits[1:] else []
@@ -119,7 +123,7 @@ def claims_sheet(study: Study, spec: TableSpec) -> Sheet:
             "two-sided p of an exact sign-flip test."
         ),
         grids=tuple(_grid(title, found) for title, _ in groups if _lines_of(title, found)),
-        notes=_NOTES,
+        notes=(*_NOTES, *not_counted(study)),
         provenance=provenance(runs) if runs else "",
         records=tuple(_record(key, pairs) for key, pairs in found.items()),
         summary=_summary(found, groups[0][0] if groups else ""),

@@ -12,7 +12,7 @@ from tables.build import provenance, subject
 from tables.errors import TableError
 from tables.files import read_json
 from tables.measured import FULL_PRECISION, Measured, bit_widths, measured
-from tables.names import MethodName, method_name
+from tables.names import MethodName
 from tables.notes import TRUST_NOTE, not_counted
 from tables.published import PublishedNumbers
 from tables.runs import Study
@@ -69,7 +69,7 @@ Cell = tuple[MethodName, int, Measured]
 
 
 def _cells(study: Study) -> list[Cell]:
-    names = sorted((method_name(name) for name in {r.method for r in study.runs}), key=_rank)
+    names = sorted((study.method(name) for name in {r.method for r in study.runs}), key=_rank)
     found = []
     for method in names:
         own = [run for run in study.runs if run.method == method.name]
@@ -235,7 +235,8 @@ def _method_summary(cells: list[Cell]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for method, bits, cell in cells:
         costs = known({key: cell.cost(key) for key in _OF_RUNS})
-        summary.setdefault(method.name, {})[f"w{bits}a{bits}"] = costs
+        part = summary.setdefault("outdated", {}) if method.outdated else summary
+        part.setdefault(method.name, {})[f"w{bits}a{bits}"] = costs
     return summary
 
 

@@ -62,7 +62,7 @@ def methods_sheet(study: Study, spec: TableSpec) -> Sheet:
     Rows at another fidelity or boundary range belong to other tables.
     """
     names = sorted({run.method for run in study.runs}, key=lambda name: method_name(name).rank)
-    shown = [method_name(name) for name in names if method_name(name).plain]
+    shown = [study.method(name) for name in names if method_name(name).plain]
     runs = [run for run in study.runs if method_name(run.method).plain]
     refuse_unlike_methods(runs, spec)
     bits = bit_widths(runs)
@@ -89,7 +89,7 @@ def methods_sheet(study: Study, spec: TableSpec) -> Sheet:
         notes=tuple(_notes(study, shown, elsewhere, any(b.n for b in baseline.values()))),
         provenance=provenance(runs) if runs else "",
         records=tuple(_records(shown, cells, baseline)),
-        summary=_summary(cells, baseline),
+        summary=_summary(shown, cells, baseline),
     )
 
 
@@ -179,13 +179,17 @@ def _records(
     return records
 
 
-def _summary(cells: Cells, baseline: Mapping[int, Measured]) -> dict[str, Any]:
+def _summary(
+    shown: list[MethodName], cells: Cells, baseline: Mapping[int, Measured]
+) -> dict[str, Any]:
+    outdated = {method.name for method in shown if method.outdated}
     summary: dict[str, Any] = {}
     for (name, width), cell in cells.items():
         if not cell.n:
             continue
         difference = cell.difference(baseline.get(width, Measured()))
-        summary.setdefault(name, {})[f"w{width}a{width}"] = known(
+        part = summary.setdefault("outdated", {}) if name in outdated else summary
+        part.setdefault(name, {})[f"w{width}a{width}"] = known(
             {
                 "top1_mean": cell.mean,
                 "top1_sd": cell.spread,

@@ -33,7 +33,8 @@ _FIDELITIES = {"released": "released code", "described": "as described"}
 class MethodName:
     """A method's name taken apart.
 
-    fidelity: described or released where the name says so. boundary_range: likewise.
+    fidelity: described or released where the name says so. boundary_range: likewise. outdated: as
+    its study says; such runs are shown, marked, and nothing rests on them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class MethodName:
     cga: bool
     fidelity: str | None
     boundary_range: float | None
+    outdated: bool = False
 
     @property
     def plain(self) -> bool:
@@ -65,7 +67,8 @@ class MethodName:
             words = f"OFQ ({words})"
         if self.boundary_range is not None:
             words += f", boundary range {self.boundary_range:g}"
-        return words + (f", {_FIDELITIES[self.fidelity]}" if self.fidelity else "")
+        words += f", {_FIDELITIES[self.fidelity]}" if self.fidelity else ""
+        return words + (" (outdated)" if self.outdated else "")
 
     @property
     def rank(self) -> tuple[int, bool, bool, str, float, str]:

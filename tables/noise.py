@@ -17,7 +17,7 @@ from tables.build import subject
 from tables.errors import TableError
 from tables.files import read_json
 from tables.names import method_name
-from tables.notes import TRUST_NOTE
+from tables.notes import TRUST_NOTE, not_counted
 from tables.published import PublishedNumbers
 from tables.runs import Study
 from tables.sheet import Grid, Sheet, grid, item, line, mean_and_spread
@@ -67,7 +67,7 @@ def noise_sheet(study: Study, published: PublishedNumbers, path: Path) -> Sheet:
             "from the clean run in points."
         ),
         grids=(_grid(rows),),
-        notes=tuple(_notes(rows, trials, there, missing)),
+        notes=(*_notes(rows, trials, there, missing), *not_counted(study)),
         provenance="",
         records=tuple(_record(row) for row in rows),
         summary=_summary(rows),

@@ -10,6 +10,7 @@ from tables.alike import covered, differing_keys
 from tables.errors import TableError
 from tables.files import read_json
 from tables.model import Row
+from tables.names import method_name
 from tables.runs import Run, Study
 from tables.spec import TableSpec
 
@@ -59,8 +60,13 @@ def table_notes(
 
 
 def not_counted(study: Study) -> list[str]:
-    """Sentences on the run folders of a study that no table can count."""
+    """Sentences on the run folders of a study that no table can count, and on those that are
+    outdated.
+    """
     notes = []
+    if study.outdated:
+        why = " ".join(f"{method_name(key).label}: {why}." for key, why in study.outdated.items())
+        notes.append(f"Outdated, so nothing rests on them until they are run again. {why}")
     if study.unfinished:
         notes.append(f"Not finished, so not counted: {', '.join(study.unfinished)}.")
     if study.left_over:

@@ -295,6 +295,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
         ("methods", _values(in_order(run.method for run in runs), shown=None)),
         ("bits", _values([run.bits.upper() for run in quantized])),
         ("seeds", _values([run.seed for run in runs], shown=None)),
+        *([("outdated", ", ".join(study.outdated))] if study.outdated else []),
         *facts,
         ("device", _values([run.origin.device for run in runs])),
         ("hardware", _values([found.get("device_name") for found in environments])),

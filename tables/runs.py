@@ -3,14 +3,16 @@
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tables.errors import TableError
 from tables.files import flatten, read_json, read_yaml
+from tables.names import MethodName, method_name
 
 _FOLDER = re.compile(r"(?P<method>[a-z0-9_]+)-w(?P<wbits>\d+)a(?P<abits>\d+)-s(?P<seed>\d+)")
+OUTDATED = "outdated.yaml"
 _COSTS = (
     "train_seconds",
     "images_per_second",
@@ -77,19 +79,33 @@ class Study:
     """The runs of a results folder.
 
     `unfinished` names run folders without metrics.json, `left_over` those that are not asked for.
+    `outdated`: names of quantizers (`quant.weight`) that have changed since, and how; `current` are
+    the runs without theirs.
     """
 
     folder: Path
     runs: tuple[Run, ...]
     unfinished: tuple[str, ...]
     left_over: tuple[str, ...] = ()
+    outdated: Mapping[str, str] = field(default_factory=dict)
+
+    def method(self, name: str) -> MethodName:
+        """A method's name taken apart, with what this study says of it."""
+        method = method_name(name)
+        return replace(method, outdated=method.weight in self.outdated)
+
+    @property
+    def current(self) -> tuple[Run, ...]:
+        """The runs of methods that are not outdated."""
+        return tuple(run for run in self.runs if not self.method(run.method).outdated)
 
 
 def read_study(results: Path, only: Collection[str] | None = None) -> Study:
     """Read the runs below `results`; TableError if there is none, or one is broken.
 
     `only` names the run folders that count; others, such as cells of an earlier grid, are left
-    alone. By default all count.
+    alone. By default all count. A committed reference whose methods have changed since says so in
+    its outdated.yaml.
     """
     if not results.is_dir():
         raise TableError(f"{results}: no such results folder; run the grid first (dvc repro)")
@@ -120,7 +136,9 @@ def read_study(results: Path, only: Collection[str] | None = None) -> Study:
     for run in runs:
         _refuse_misnamed(run)
     runs.sort(key=lambda run: (run.method, run.wbits, run.abits, run.seed))
-    return Study(results, tuple(runs), tuple(unfinished), tuple(left_over))
+    outdated = results / OUTDATED
+    reasons = read_yaml(outdated) if outdated.is_file() else {}
+    return Study(results, tuple(runs), tuple(unfinished), tuple(left_over), reasons)
 
 
 def read_run(folder: Path) -> Run:

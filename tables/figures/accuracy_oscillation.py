@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tables.figures.data import bit_widths, quantized
+from tables.figures.data import bit_widths, left_out, quantized
 from tables.figures.model import Drawing, MissingData
 from tables.figures.style import (
     MAIN_METHODS,
@@ -75,7 +75,7 @@ def draw(study: Study) -> Drawing:
         "Spearman's rank correlation over the runs of a bit width, p by "
         f"{PERMUTATIONS:,} random permutations: {'; '.join(told) or 'not defined'}. Runs of one "
         "seed share their data order, and methods that differ in the last phase only share their "
-        "weights before it, so the runs are not independent and p is optimistic.",
+        "weights before it, so the runs are not independent and p is optimistic." + left_out(study),
         ("when", "bits", "method", "seed", "oscillating_percent", "top1_percent"),
         rows,
     )

@@ -73,8 +73,14 @@ class Histogram:
 
 
 def quantized(study: Study) -> list[Run]:
-    """The study's runs with low-bit weights."""
-    return [run for run in study.runs if run.wbits < 32]
+    """The study's runs with low-bit weights, outdated ones left out."""
+    return [run for run in study.current if run.wbits < 32]
+
+
+def left_out(study: Study) -> str:
+    """A sentence on the outdated methods, to end a caption; empty where there are none."""
+    names = "; ".join(study.method(key).label for key in study.outdated)
+    return f" Left out: {names}." if names else ""
 
 
 def bit_widths(runs: Iterable[Run]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tables.figures.data import PHASES, bit_widths, by_method, quantized
+from tables.figures.data import PHASES, bit_widths, by_method, left_out, quantized
 from tables.figures.model import Drawing, MissingData
 from tables.figures.style import COLOURS, HATCHES, label, new_canvas, shared_legend
 from tables.names import method_name
@@ -57,7 +57,7 @@ def draw(study: Study) -> Drawing:
         canvas,
         "Code changes of low-bit weights by cause, mean over seeds, from a sample of the steps. "
         "Weight: its move alone changes the code, and that of the scale alone does not; scale: the "
-        "other way round; both: either would, or only the two together do.",
+        "other way round; both: either would, or only the two together do." + left_out(study),
         ("phase", "bits", "method", "cause", "mean_per_weight_and_1000_steps", "sd", "n"),
         rows,
     )

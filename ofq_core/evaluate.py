@@ -23,8 +23,8 @@ from ofq_core.checkpoints.subject import Subject, open_reference, open_subject
 from ofq_core.data import Data, open_data, read_manifest
 from ofq_core.data.folder import FolderOrigin
 from ofq_core.data.images import ImageData
-from ofq_core.data.manifest import PreparedImages
-from ofq_core.data.rows import Rows
+from ofq_core.data.manifest import PreparedImages, not_images
+from ofq_core.data.rows import Rows, shown
 from ofq_core.distributed import join_world
 from ofq_core.errors import DataError, OFQError
 from ofq_core.evaluation import Evaluation, evaluate
@@ -36,6 +36,8 @@ from ofq_core.settings import DataSettings, DigitsSettings, ImageSettings
 Shape = tuple[int, int, int]
 # The mean and deviation that are known without settings are those of colour images.
 COLOURS = 3
+# How many names a message gives.
+SHOWN = 5
 
 
 def prepared_data(folder: Path, shape: Shape, settings: DataSettings | None) -> Data:
@@ -84,7 +86,8 @@ def images_in(root: Path, shape: Shape, settings: DataSettings | None) -> Data:
     origin = FolderOrigin(settings, root.parent)
     catalogue = origin.catalogue(fresh=False)
     splits = {"train": Rows.of([]), "val": Rows.of([]), "test": catalogue.test}
-    return ImageData(PreparedImages(origin, splits, catalogue.classes, ""), settings)
+    prepared = PreparedImages(origin, splits, catalogue.classes, "", not_images(catalogue))
+    return ImageData(prepared, settings)
 
 
 def _image_settings(name: str, shape: Shape, known: dict[str, Any]) -> ImageSettings:
@@ -101,8 +104,8 @@ def run(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a model, and the reference that was asked for, on the data that was asked for.
 
     Returns:
-        What goes to JSON: the checkpoint, the data, the result with counts per class, the
-        reference.
+        What goes to JSON: the checkpoint, the data, the result with counts per class, the files
+        that were left out and why, the reference.
 
     Raises:
         DataError: the data do not fit the model.
@@ -133,7 +136,12 @@ def run(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
 
         result = measure(subject.model)
         content["result"] = result.as_dict()
-        lines = [subject.describe(), f"  {_line(result, arguments.split)}"]
+        left_out: dict[str, str] = {}
+        for part in world.gathered(data.left_out()):
+            left_out |= part
+        content["left_out"] = left_out
+        lines = [_left_out(left_out)] if left_out else []
+        lines += [subject.describe(), f"  {_line(result, arguments.split)}"]
         if reference is not None:
             other = measure(reference.model)
             content["reference"] = {**reference.as_dict(), "result": other.as_dict()}
@@ -176,6 +184,11 @@ def _line(result: Evaluation, split: str) -> str:
         f"{result.top1_high:.2f}), top-5 {result.top5:.2f} %, {result.n_correct} of "
         f"{result.n_images} {split} images{unreadable}"
     )
+
+
+def _left_out(files: dict[str, str]) -> str:
+    some = ", ".join(f"{shown(name)} ({files[name]})" for name in sorted(files)[:SHOWN])
+    return f"left out: {len(files)} files: {some}{', ...' * (len(files) > SHOWN)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> None:
     study = load_study()
     # Imported here, so that a wrong setting is reported before torch is loaded.
     from ofq_core.data import prepare_data
+    from ofq_core.data.rows import shown
 
     folder = data_folder(study)
     with alone(folder):
@@ -29,7 +30,10 @@ def main(argv: list[str]) -> None:
     print(f"prepare: {manifest['source']} -> {folder}: {counts} images")
     unreadable = manifest.get("unreadable", [])
     if unreadable:
-        print(f"prepare: {len(unreadable)} images cannot be read, such as {unreadable[0]}")
+        print(
+            f"prepare: {len(unreadable)} files cannot be read or are no images, such as "
+            f"{shown(unreadable[0])}"
+        )
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from ofq_core.data.origin import UNREADABLE, Catalogue, ImageOrigin, numbered_classes
+from ofq_core.data.origin import Catalogue, ImageOrigin, header_fault, numbered_classes, quiet
 from ofq_core.data.rows import Rows
 from ofq_core.data.scan import THREADS
 from ofq_core.errors import DataError
@@ -47,7 +46,8 @@ class HubOrigin(ImageOrigin):
 
     def catalogue(self, fresh: bool) -> Catalogue:
         """See `ImageOrigin.catalogue`."""
-        rows, unreadable, classes = [], [], {}
+        rows, classes = [], {}
+        unreadable: dict[str, str] = {}
         for split in (self.settings.train_split, self.settings.test_split):
             reader = self._readers[split] = self._open(split, fresh)
             classes = reader.class_to_idx
@@ -64,7 +64,7 @@ class HubOrigin(ImageOrigin):
                 )
             )
             if fresh:
-                unreadable += self._unreadable(rows[-1])
+                unreadable |= self._unreadable(rows[-1])
         names = sorted(classes, key=lambda name: int(classes[name]))
         numbered_classes([part.labels for part in rows], names, self.settings.source)
         return Catalogue(names, rows[0], rows[1], unreadable)
@@ -73,17 +73,13 @@ class HubOrigin(ImageOrigin):
         """See `ImageOrigin.image`."""
         return Image.open(self._readers[name.rpartition("/")[0]][place][0])
 
-    def _unreadable(self, rows: Rows) -> list[str]:
-        def bad(index: int) -> bool:
-            try:
-                self.image(rows.name(index), int(rows.places[index]), 0)
-            except UNREADABLE:
-                return True
-            return False
+    def _unreadable(self, rows: Rows) -> dict[str, str]:
+        def fault(index: int) -> str:
+            return header_fault(lambda: self.image(rows.name(index), int(rows.places[index]), 0))
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(bad, range(len(rows))))
-        return [rows.name(index) for index in np.flatnonzero(found).tolist()]
+        with quiet(), ThreadPoolExecutor(THREADS) as pool:
+            found = list(pool.map(fault, range(len(rows))))
+        return {rows.name(index): text for index, text in enumerate(found) if text}
 
     def _open(self, split: str, fresh: bool) -> Any:
         name = self.settings.source.split("/", 1)[1]

@@ -45,7 +45,7 @@ class ImageData(Data):
         tries = int(settings.max_unreadable * self.train_size) + 1
         self._train = TrainSamples(self._images["train"], train_transform(settings), tries)
         self._eval_transform = eval_transform(settings)
-        self._failed: dict[str, set[int]] = {name: set() for name in prepared.splits}
+        self._failed: dict[str, dict[int, str]] = {name: {} for name in prepared.splits}
         self._batches: dict[bool, Batches] = {}
 
     def train_batches(
@@ -111,11 +111,18 @@ class ImageData(Data):
 
     def unreadable(self) -> list[str]:
         """See `Data.unreadable`."""
-        return sorted(
-            self.prepared.splits[split].name(index)
+        return sorted(self._faults())
+
+    def left_out(self) -> dict[str, str]:
+        """See `Data.left_out`."""
+        return {**self.prepared.others, **self._faults()}
+
+    def _faults(self) -> dict[str, str]:
+        return {
+            self.prepared.splits[split].name(index): reason
             for split, failed in self._failed.items()
-            for index in failed
-        )
+            for index, reason in failed.items()
+        }
 
     def _loader(self, device: torch.device) -> Batches:
         pin = device.type == "cuda"
@@ -136,11 +143,12 @@ class ImageData(Data):
                 if batch.images is not None:
                     yield batch.images, batch.labels
 
-    def _note(self, split: str, failed: Iterable[int]) -> None:
+    def _note(self, split: str, failed: dict[int, str]) -> None:
         """Remember what could not be read; raises DataError when that is too much."""
         known = self._failed[split]
-        if known.issuperset(failed):
+        if known.keys() >= failed.keys():
             return
         known.update(failed)
         rows = self.prepared.splits[split]
-        check_share(self.settings, split, [rows.name(i) for i in known], len(rows))
+        faults = {rows.name(i): reason for i, reason in known.items()}
+        check_share(self.settings, split, faults, len(rows))

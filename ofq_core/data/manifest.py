@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from ofq_core.data.environment import data_root
 from ofq_core.data.folder import FolderOrigin
 from ofq_core.data.hub import HubOrigin
 from ofq_core.data.origin import Catalogue, ImageOrigin
-from ofq_core.data.rows import Rows, read_rows, rows_sha256, write_rows
+from ofq_core.data.rows import Rows, read_rows, rows_sha256, shown, write_rows
+from ofq_core.data.scan import DESKTOP
 from ofq_core.data.shards import ShardOrigin
 from ofq_core.data.splits import MANIFEST, read_manifest
 from ofq_core.data.stratify import stratified
@@ -45,12 +47,16 @@ ORIGINS: dict[str, Callable[[ImageSettings, Path], ImageOrigin]] = {
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """The splits of a manifest, and the source that the images are read from."""
+    """The splits of a manifest, and the source that the images are read from.
+
+    others: where there is no manifest to name them, the files that are no images, and why.
+    """
 
     origin: ImageOrigin
     splits: dict[str, Rows]
     classes: list[str]
     manifest_sha256: str
+    others: dict[str, str] = field(default_factory=dict)
 
 
 def image_origin(settings: ImageSettings) -> ImageOrigin:
@@ -77,11 +83,12 @@ def prepare_images(settings: ImageSettings, folder: Path) -> dict[str, Any]:
 
     Returns:
         The manifest: source, class names, sizes and class counts of the splits, hashes of the list
-        (path, size and class of every image) and of files.csv.gz, and the unreadable images.
+        (path, size and class of every image) and of files.csv.gz, and the names of the files that
+        are unreadable or no images.
 
     Raises:
         DataError: the images are missing, cannot be trained on or split, or too many of them cannot
-            be read.
+            be read or are no images.
     """
     origin = image_origin(settings)
     catalogue = origin.catalogue(fresh=True)
@@ -101,7 +108,7 @@ def prepare_images(settings: ImageSettings, folder: Path) -> dict[str, Any]:
             name: {"images": len(rows), "per_class": rows.per_class(classes)}
             for name, rows in splits.items()
         },
-        "unreadable": catalogue.unreadable,
+        "unreadable": sorted({*catalogue.unreadable, *not_images(catalogue)}),
     }
     write_atomic(folder / FILES, files)
     write_json(folder / MANIFEST, manifest)
@@ -150,29 +157,42 @@ def _list_sha256(catalogue: Catalogue) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def not_images(catalogue: Catalogue) -> dict[str, str]:
+    """The files of both splits that are not read as images, and why."""
+    return {name: text for others in catalogue.others.values() for name, text in others.items()}
+
+
 def _check_unreadable(settings: ImageSettings, catalogue: Catalogue) -> None:
-    bad = set(catalogue.unreadable)
+    bad = catalogue.unreadable
     for key, rows in (("train_split", catalogue.train), ("test_split", catalogue.test)):
-        names = [name for name in map(rows.name, range(len(rows))) if name in bad] if bad else []
-        check_share(settings, getattr(settings, key), names, len(rows))
+        split = getattr(settings, key)
+        names = map(rows.name, range(len(rows))) if bad else ()
+        faults = {name: bad[name] for name in names if name in bad}
+        others = catalogue.others.get(split, {})
+        faults |= {name: text for name, text in others.items() if text != DESKTOP}
+        check_share(settings, split, faults, len(rows))
 
 
-def check_share(settings: ImageSettings, split: str, names: list[str], images: int) -> None:
+def check_share(
+    settings: ImageSettings, split: str, faults: Mapping[str, str], images: int
+) -> None:
     """Stop where more of a split than data.max_unreadable cannot be read.
 
     Args:
-        names: the unreadable images. images: number of images of the split.
+        faults: the unreadable images and files that are none, and why. images: number of images of
+            the split.
 
     Raises:
         DataError: naming some of the files.
     """
-    if len(names) <= settings.max_unreadable * images:
+    if len(faults) <= settings.max_unreadable * images:
         return
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    some = ", ".join(f"{shown(name)} ({faults[name]})" for name in sorted(faults)[:SHOWN])
     raise DataError(
-        f"{len(names)} of {images} images of split {split!r} cannot be read, data.max_unreadable = "
-        f"{settings.max_unreadable:g} allows {int(settings.max_unreadable * images)}: "
-        f"{', '.join(sorted(names)[:SHOWN])}{more}. Mend or remove them, or raise the share"
+        f"{len(faults)} of {images} images of split {split!r} cannot be read, data.max_unreadable "
+        f"= {settings.max_unreadable:g} allows {int(settings.max_unreadable * images)}: {some}"
+        f"{more}. Mend or remove them, or raise the share"
     )
 
 
@@ -216,14 +236,21 @@ def _difference(splits: dict[str, Rows], catalogue: Catalogue) -> str:
         for rows in (catalogue.train, catalogue.test)
         for i in range(len(rows))
     }
+    missing, new = listed.keys() - found.keys(), found.keys() - listed.keys()
     changes = {
-        "missing": sorted(listed.keys() - found.keys()),
-        "new": sorted(found.keys() - listed.keys()),
+        "missing": sorted(missing),
+        "new": sorted(new),
         "of another size": sorted(n for n in listed.keys() & found.keys() if listed[n] != found[n]),
     }
     told = [
-        f"{len(names)} {what} ({', '.join(names[:SHOWN])})"
+        f"{len(names)} {what} ({', '.join(map(shown, names[:SHOWN]))})"
         for what, names in changes.items()
         if names
     ]
+    if {_composed(name) for name in missing} & {_composed(name) for name in new}:
+        told.append("some of them the same names in another spelling of Unicode")
     return ", ".join(told) or "the content or the classes differ"
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

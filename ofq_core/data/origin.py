@@ -2,29 +2,80 @@
 
 from __future__ import annotations
 
-import struct
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from ofq_core.data.rows import Rows
-from ofq_core.errors import DataError
+from ofq_core.data.rows import Rows, shown
+from ofq_core.errors import DataError, OFQError
 from ofq_core.settings import ImageSettings
 
-# What Pillow raises for a file that is missing, cut off or no image.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+# Pillow's mode of pixels that are floats: they have no range that could be made 0 to 255.
+FLOATS = "F"
+# The most letters of a decoder's own words in a message.
+WORDS = 100
+
+
+class Unreadable(Exception):  # noqa: N818 - it is counted, and only too many are an error
+    """One image cannot be read. The text says why, on one line, without the image's name."""
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Read one image in the block: whatever its decoder raises becomes `Unreadable`.
+
+    Decoders raise anything for a damaged file. What memory or the user stopped is not the file's
+    fault.
+    """
+    try:
+        yield
+    except (MemoryError, OFQError, Unreadable):
+        raise
+    except Exception as error:
+        raise Unreadable(why(error)) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop the warnings of decoders, of large images or odd metadata; they must not become errors.
+
+    For all threads: only one at a time may be in such a block.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def why(error: Exception) -> str:
+    """The reason that an error gives, on one line, without the path of the file."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return shown(" ".join(str(error).split()))[:WORDS] or type(error).__name__
+
+
+def header_fault(opened: Callable[[], Image.Image]) -> str:
+    """Why an image cannot be read, as far as its header tells; empty: it can. See `quiet`."""
+    try:
+        with decoding(), opened() as image:
+            check_pixels(image)
+    except Unreadable as error:
+        return str(error)
+    return ""
+
+
+def check_pixels(image: Image.Image) -> None:
+    """Raise Unreadable for a kind of pixels that cannot be brought to 8 bits without a guess."""
+    if image.mode == FLOATS:
+        raise Unreadable("pixels are floats, whose range is not known")
 
 
 @dataclass(frozen=True)
@@ -32,15 +83,17 @@ class Catalogue:
     """All images that a source has.
 
     classes: class names in the order of the class indices. train, test: sorted by path.
-    unreadable: names of the images whose header could not be read, where headers were read.
+    unreadable: the images whose header could not be read, where headers were read, and why.
     content_sha256: hash of the pixels, of sources that hold them in memory; else empty.
+    others: by split, files beside the images that are not read as images, and why.
     """
 
     classes: list[str]
     train: Rows
     test: Rows
-    unreadable: list[str]
+    unreadable: dict[str, str]
     content_sha256: str = ""
+    others: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class ImageOrigin(ABC):
@@ -71,7 +124,7 @@ class ImageOrigin(ABC):
         """One image of the catalogue by its row; decoding may wait until its pixels are used.
 
         Raises:
-            OSError (or another of `UNREADABLE`): it cannot be read.
+            Exception: it cannot be read; see `decoding`.
         """
 
 
@@ -86,10 +139,11 @@ def common_classes(
     sets = {settings.train_split: set(train), settings.test_split: set(test)}
     for split, classes in sets.items():
         if len(classes) < 2:
-            found = f"one class only ({next(iter(classes))})" if classes else "no class"
+            found = f"one class only ({shown(next(iter(classes)))})" if classes else "no class"
             raise DataError(f"{where}: split {split!r} has {found}, expected at least two")
     only = [
-        f"{len(more)} only in {split!r} ({', '.join(sorted(more)[:5])}{', ...' * (len(more) > 5)})"
+        f"{len(more)} only in {split!r} ({', '.join(map(shown, sorted(more)[:5]))}"
+        f"{', ...' * (len(more) > 5)})"
         for split, more in (
             (settings.train_split, sets[settings.train_split] - sets[settings.test_split]),
             (settings.test_split, sets[settings.test_split] - sets[settings.train_split]),

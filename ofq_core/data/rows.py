@@ -71,6 +71,12 @@ def decode(name: bytes) -> str:
     return name.decode(errors="surrogateescape")
 
 
+def shown(name: object) -> str:
+    """A name as a message may hold it: on one line, and on any terminal that takes Unicode."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def rows_sha256(rows: Rows, classes: list[str]) -> str:
     """Hash over the relative path, size and class name of every image, in the order of paths."""
     digest = hashlib.sha256()

@@ -84,3 +84,7 @@ class Data(ABC):
     def unreadable(self) -> list[str]:
         """Names of the images that this process could not read so far, sorted."""
         return []
+
+    def left_out(self) -> dict[str, str]:
+        """What this process could not read so far, and files that are no images, and why."""
+        return {}

@@ -67,7 +67,7 @@ class TorchOrigin(ImageOrigin):
             )
         classes = [str(name) for name in next(iter(self._sets.values())).classes]
         numbered_classes([part.labels for part in rows], classes, self.settings.source)
-        return Catalogue(classes, rows[0], rows[1], [], digest.hexdigest())
+        return Catalogue(classes, rows[0], rows[1], {}, digest.hexdigest())
 
     def image(self, name: str, place: int, size: int) -> Image.Image:
         """See `ImageOrigin.image`."""

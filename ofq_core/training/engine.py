@@ -17,6 +17,7 @@ from ofq_core import checkpoints
 from ofq_core.compiling import compile_where_it_pays
 from ofq_core.data import Batch, Data, positions
 from ofq_core.data.order import mix_group
+from ofq_core.data.rows import shown
 from ofq_core.distributed import World
 from ofq_core.errors import CheckpointError, ModelError, TrainingError, TrainingStopped
 from ofq_core.evaluation import Evaluation, evaluate
@@ -356,7 +357,7 @@ class Trainer:
         known = set(self.progress.unreadable)
         names = known.union(*self.world.gathered(self.data.unreadable()))
         if len(names) > len(known):
-            self.log(f"{len(names)} images cannot be read so far, such as {min(names)}")
+            self.log(f"{len(names)} images cannot be read so far, such as {shown(min(names))}")
         self.progress.unreadable = sorted(names)
 
     def _seconds_since_save(self) -> float:

@@ -145,6 +145,22 @@ def test_unreadable_images_are_counted(written, class_folders, capsys, run):
     assert capsys.readouterr().out.rstrip().endswith("19 test images, 1 unreadable")
 
 
+def test_what_is_left_out_of_images_is_named(written, class_folders, capsys, run):
+    """Other formats are read; what is no image is named, in the text and in the JSON."""
+    with Image.open(class_folders / "class_3" / "1.png") as image:
+        image.save(class_folders / "class_3" / "1.WebP", lossless=True)
+    (class_folders / "class_3" / "1.png").unlink()
+    (class_folders / "class_3" / "2.png").write_bytes(b"no image")
+    (class_folders / "class_0" / "notes.txt").write_text("none either")
+    content = run(written(), "--images", class_folders)
+    assert content["result"]["per_class_images"] == [4, 4, 4, 3, 4]
+    assert content["left_out"] == {
+        f"{class_folders.name}/class_0/notes.txt": "no suffix of an image",
+        f"{class_folders.name}/class_3/2.png": "no image that Pillow knows",
+    }
+    assert "left out: 2 files: " in capsys.readouterr().out
+
+
 def test_released_checkpoint_on_prepared_images(written, class_folders, tmp_path, run):
     """What `prepare` wrote for image folders says all that is needed besides the model's size."""
     (class_folders.parent / "train").symlink_to(class_folders)

@@ -1,7 +1,10 @@
 """Images that cannot be read: never fatal in silence, never left out in silence."""
 
+import warnings
+
 import pytest
 import torch
+from PIL import Image, features
 
 from ofq_core.data import Share
 from ofq_core.data.order import epoch_order
@@ -142,3 +145,79 @@ def test_a_message_names_five_files_at_most(pets, opened):
     with pytest.raises(DataError, match=r"14 of 42 .* and 9 more\. Mend or remove") as error:
         opened()
     assert str(error.value).count("train/bee/") == 5
+
+
+class Odd:
+    """A source whose decoder fails in its own way, or warns, for one image."""
+
+    def __init__(self, origin, victim, error):
+        self.origin, self.victim, self.error = origin, victim, error
+
+    def image(self, name, place, size):
+        if name == self.victim and isinstance(self.error, Warning):
+            warnings.warn(self.error, stacklevel=1)
+        elif name == self.victim:
+            raise self.error
+        return self.origin.image(name, place, size)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize(
+    ("error", "count"),
+    [
+        (RuntimeError("Failed to decode frame 0: Truncated data"), 1),
+        (ZeroDivisionError(), 1),
+        (AssertionError(), 1),
+        (Image.DecompressionBombWarning("99999999 pixels"), 0),
+        (UserWarning("Corrupt EXIF data"), 0),
+    ],
+)
+@pytest.mark.usefixtures("pets")
+def test_any_error_of_a_decoder(workers, error, count, opened, recipe, monkeypatch, cpu):
+    """Of a damaged AVIF, say; and no warning is an error, though pytest makes all of them that."""
+    monkeypatch.setenv("OFQ_WORKERS", workers)
+    data = opened(max_unreadable=0.05, val_share=0.0)
+    victim = data.prepared.splits["train"].name(3)
+    data._images["train"].origin = Odd(data.prepared.origin, victim, error)
+    assert len(epoch(data, recipe())) == 5
+    data.calibration_images(0, 42)
+    assert data.unreadable() == [victim] * count
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="a Pillow without AVIF")
+def test_damaged_avif(pets, opened):
+    """Its header is whole; the decoder raises a RuntimeError."""
+    path = pets / "train/ant/ant_1.avif"
+    with Image.open(pets / "train/ant/ant_1.png") as image:
+        image.save(path)
+    content = path.read_bytes()
+    pixels = content.index(b"mdat") + 4
+    path.write_bytes(content[:pixels] + bytes(len(content) - pixels))
+    data = opened(max_unreadable=0.05, val_share=0.0)
+    data.calibration_images(0, 43)
+    assert data.unreadable() == ["train/ant/ant_1.avif"]
+    with pytest.raises(DataError, match=r"1 of 43 .*allows 0: train/ant/ant_1.avif \(.*decode"):
+        opened(val_share=0.0).calibration_images(0, 43)
+
+
+def test_warnings_of_headers(pets, opened, monkeypatch):
+    """A large image is no error, even where warnings are."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    assert opened(val_share=0.0).train_size == 42
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    (pets / "train/ant/ant_1.png").touch()
+    with pytest.raises(DataError, match=r"ant_1.png \(Image size \(480 pixels\) exceeds limit"):
+        opened(val_share=0.0)
+
+
+def test_a_link_that_broke_after_preparing(pets, opened, recipe):
+    """The class folder has not changed: the image is missed where it is read, and named."""
+    (pets / "kept.png").write_bytes((pets / "train/ant/ant_1.png").read_bytes())
+    (pets / "train/ant/ant_1.png").unlink()
+    (pets / "train/ant/ant_1.png").symlink_to(pets / "kept.png")
+    data = opened(max_unreadable=0.05, val_share=0.0)
+    (pets / "kept.png").unlink()
+    epoch(data, recipe())
+    data.calibration_images(0, 42)
+    assert data.unreadable() == ["train/ant/ant_1.png"]
+    assert data.left_out() == {"train/ant/ant_1.png": "No such file or directory"}

@@ -77,10 +77,10 @@ def images_in(root: Path, shape: Shape, settings: DataSettings | None) -> Data:
         # Unreadable ones are reported; how many are too many is for the reader to say.
         "max_unreadable": 0.999,
     }
-    if isinstance(settings, ImageSettings):
-        settings = settings.model_copy(update=where)
-    else:
-        settings = _image_settings("images", shape, where)
+    if not isinstance(settings, ImageSettings):
+        settings = _image_settings("images", shape, {"source": "folder"})
+    # Unchecked: settings for training would not have one folder for both splits.
+    settings = settings.model_copy(update=where)
     origin = FolderOrigin(settings, root.parent)
     catalogue = origin.catalogue(fresh=False)
     splits = {"train": Rows.of([]), "val": Rows.of([]), "test": catalogue.test}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ofq_core.data.copies import check_not_copied
 from ofq_core.data.environment import data_root
 from ofq_core.data.folder import FolderOrigin
 from ofq_core.data.hub import HubOrigin
@@ -80,12 +81,14 @@ def prepare_images(settings: ImageSettings, folder: Path) -> dict[str, Any]:
         (path, size and class of every image) and of files.csv.gz, and the unreadable images.
 
     Raises:
-        DataError: the images are missing, cannot be trained on or split, or too many of them cannot
-            be read.
+        DataError: the images are missing, cannot be trained on or split, too many of them cannot
+            be read, or the test images are training images.
     """
     origin = image_origin(settings)
     catalogue = origin.catalogue(fresh=True)
     _check_unreadable(settings, catalogue)
+    origin.check_apart()
+    check_not_copied(origin, catalogue)
     splits = _split(settings, catalogue)
     files = write_rows(splits, catalogue.classes)
     classes = len(catalogue.classes)

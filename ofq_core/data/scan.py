@@ -16,6 +16,7 @@ from PIL import Image
 from ofq_core.data.environment import cache_root
 from ofq_core.data.origin import UNREADABLE, Catalogue, ImageOrigin, common_classes
 from ofq_core.data.rows import Rows
+from ofq_core.errors import DataError
 from ofq_core.files import write_atomic
 from ofq_core.models.torchvision_compat import import_torchvision
 
@@ -63,6 +64,10 @@ class ScannedOrigin(ImageOrigin):
     when a file comes, goes or is renamed, though not when one is overwritten in place.
     """
 
+    @property
+    def _splits(self) -> tuple[str, str]:
+        return self.settings.train_split, self.settings.test_split
+
     @abstractmethod
     def units(self, split: str) -> list[str]:
         """Paths of a split's units relative to the root, sorted.
@@ -80,7 +85,7 @@ class ScannedOrigin(ImageOrigin):
 
     def catalogue(self, fresh: bool) -> Catalogue:
         """See `ImageOrigin.catalogue`."""
-        splits = self.settings.train_split, self.settings.test_split
+        splits = self._splits
         names = {split: self.units(split) for split in splits}
         cache = ScanCache(self.root)
         units = list(dict.fromkeys(unit for split in splits for unit in names[split]))
@@ -103,6 +108,21 @@ class ScannedOrigin(ImageOrigin):
         ]
         unreadable = [e.name for split in splits for e in entries[split] if e.readable is False]
         return Catalogue(classes, rows[0], rows[1], sorted(unreadable))
+
+    def check_apart(self) -> None:
+        """See `ImageOrigin.check_apart`: whatever the paths are called, links included."""
+        train, test = (self._places(s) for s in self._splits)
+        shared = [place for place in train if place in test]
+        if shared:
+            raise DataError(
+                f"{self.root}: {train[shared[0]]} of data.train_split = {self._splits[0]!r} and "
+                f"{test[shared[0]]} of data.test_split = {self._splits[1]!r} are the same images: "
+                "expected test images that are not trained on"
+            )
+
+    def _places(self, split: str) -> dict[tuple[int, int], str]:
+        status = {unit: os.stat(self.root / unit) for unit in self.units(split)}
+        return {(found.st_dev, found.st_ino): unit for unit, found in status.items()}
 
     def _unit(self, unit: str, old: Unit | None, fresh: bool) -> Unit:
         status = os.stat(self.root / unit)

@@ -11,16 +11,19 @@ See docs/checkpoints.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from torch import nn
 
 from ofq_core.checkpoints.subject import Subject, open_reference, open_subject
-from ofq_core.data import Data, open_data, read_manifest
+from ofq_core.data import Data, check_class_names, open_data, read_manifest
+from ofq_core.data.class_names import composed
 from ofq_core.data.folder import FolderOrigin
 from ofq_core.data.images import ImageData
 from ofq_core.data.manifest import PreparedImages, not_images
@@ -60,11 +63,15 @@ def prepared_data(folder: Path, shape: Shape, settings: DataSettings | None) -> 
     return open_data(settings, folder)
 
 
-def images_in(root: Path, shape: Shape, settings: DataSettings | None) -> Data:
+def images_in(
+    root: Path, shape: Shape, settings: DataSettings | None, names: list[str] | None = None
+) -> Data:
     """All images of root/<class>/<image> as the test split, without preparing anything.
 
     Args:
         settings: of the model's own run, for its preprocessing; None: spec 8.
+        names: the model's classes. Where the folders are called so, they are numbered so, whatever
+            their own order.
 
     Raises:
         DataError: no class folders, one class only, or a class without images.
@@ -79,15 +86,19 @@ def images_in(root: Path, shape: Shape, settings: DataSettings | None) -> Data:
         # Unreadable ones are reported; how many are too many is for the reader to say.
         "max_unreadable": 0.999,
     }
-    if isinstance(settings, ImageSettings):
-        settings = settings.model_copy(update=where)
-    else:
-        settings = _image_settings("images", shape, where)
+    if not isinstance(settings, ImageSettings):
+        settings = _image_settings("images", shape, {"source": "folder"})
+    # Unchecked: settings for training would not have one folder for both splits.
+    settings = settings.model_copy(update=where)
     origin = FolderOrigin(settings, root.parent)
     catalogue = origin.catalogue(fresh=False)
-    splits = {"train": Rows.of([]), "val": Rows.of([]), "test": catalogue.test}
-    prepared = PreparedImages(origin, splits, catalogue.classes, "", not_images(catalogue))
-    return ImageData(prepared, settings)
+    classes, test = catalogue.classes, catalogue.test
+    known = composed(names or [])
+    if sorted(known) == sorted(composed(classes)):
+        numbers = np.array([known.index(name) for name in composed(classes)])
+        classes, test = known, dataclasses.replace(test, labels=numbers[test.labels])
+    splits = {"train": Rows.of([]), "val": Rows.of([]), "test": test}
+    return ImageData(PreparedImages(origin, splits, classes, "", not_images(catalogue)), settings)
 
 
 def _image_settings(name: str, shape: Shape, known: dict[str, Any]) -> ImageSettings:
@@ -114,7 +125,7 @@ def run(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
     reference = None
     if arguments.reference is not None:
         reference = open_reference(arguments.reference, subject)
-        _check_fits(reference, data)
+        _check_fits(reference, data, arguments.data or arguments.images)
     content: dict[str, Any] = {
         "checkpoint": subject.as_dict(),
         "data": str(arguments.data or arguments.images),
@@ -156,15 +167,17 @@ def _open(subject: Subject, arguments: argparse.Namespace) -> Data:
     shape, place = image_shape(subject.model), arguments.data or arguments.images
     if arguments.images is not None and arguments.split != "test":
         raise DataError(f"{place}: images that nobody prepared have no {arguments.split} split")
-    opened = prepared_data if arguments.images is None else images_in
-    data = opened(place, shape, subject.data)
-    _check_fits(subject, data)
+    if arguments.images is None:
+        data = prepared_data(place, shape, subject.data)
+    else:
+        data = images_in(place, shape, subject.data, subject.class_names)
+    _check_fits(subject, data, place)
     if data.split_size(arguments.split) == 0:
         raise DataError(f"{place}: the split {arguments.split} is empty")
     return data
 
 
-def _check_fits(subject: Subject, data: Data) -> None:
+def _check_fits(subject: Subject, data: Data, place: Path) -> None:
     if data.classes != subject.settings.num_classes:
         raise DataError(
             f"{subject.source} tells {subject.settings.num_classes} classes apart, and the data "
@@ -174,6 +187,13 @@ def _check_fits(subject: Subject, data: Data) -> None:
         raise DataError(
             f"{subject.source} takes images of shape {image_shape(subject.model)} (channels, "
             f"height, width), and the data has {data.shape}"
+        )
+    checked = check_class_names(subject.source, subject.class_names, data.class_names, str(place))
+    if not checked and os.environ.get("RANK", "0") == "0":
+        silent = subject.source if subject.class_names is None else place
+        print(
+            f"note: the order of the classes was not checked: {silent} does not say their names",
+            file=sys.stderr,
         )
 
 

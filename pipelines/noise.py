@@ -48,7 +48,7 @@ def _row(study: StudySettings, settings: RunSettings, world: World) -> dict[str,
     """One student. Every process draws the same flips and evaluates its share of the images."""
     import torch
 
-    from ofq_core.data import open_data
+    from ofq_core.data import check_class_names, open_data, stored_class_names
     from ofq_core.evaluation import evaluate
     from ofq_core.noise import inject_noise
     from ofq_core.training import make_deterministic
@@ -57,6 +57,8 @@ def _row(study: StudySettings, settings: RunSettings, world: World) -> dict[str,
     make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
     data = open_data(settings.data, data_folder(study))
     folder = Path("results") / settings.study / settings.name
+    names = stored_class_names(folder / "student.pt")
+    check_class_names(str(folder), names, data.class_names, str(data_folder(study)))
     model = load_student(folder, settings, True, world.device)
     batch, precision = settings.recipe.batch_size, settings.recipe.precision
 

@@ -68,7 +68,8 @@ def adopt(study: StudySettings) -> None:
     import torch
 
     from ofq_core import checkpoints
-    from ofq_core.data import open_data
+    from ofq_core.data import check_class_names, open_data, stored_class_names
+    from ofq_core.data.environment import user_file
     from ofq_core.distributed import join_world
     from ofq_core.evaluation import evaluate
     from ofq_core.training import make_deterministic
@@ -87,6 +88,16 @@ def adopt(study: StudySettings) -> None:
         world.wait()
         model = given or given_weights(study)
         check_fits(model, study.model, data.classes, data.shape)
+        source = teacher.checkpoint or teacher.pretrained
+        names = None
+        if teacher.checkpoint is not None:
+            names = stored_class_names(user_file(Path(teacher.checkpoint)))
+        checked = check_class_names(str(source), names, data.class_names, str(data_folder(study)))
+        if world.main and not checked:
+            print(
+                f"teacher: the order of the classes was not checked: {source} does not say their "
+                "names"
+            )
         model.to(world.device)
         result = evaluate(model, data, "test", BATCH_SIZE, world.share, world.device)
     if not world.main:
@@ -96,7 +107,6 @@ def adopt(study: StudySettings) -> None:
     checkpoints.save(folder / WEIGHTS.name, model.cpu().state_dict())
     keys = {"study", "model", "data", "teacher"}
     write_settings(folder / "settings.yaml", study, keys)
-    source = teacher.checkpoint or teacher.pretrained
     write_json(folder / "metrics.json", {**result.as_dict(), "source": source})
     write_reference(folder, result.as_dict())
     publish_folder(folder, FOLDER)

@@ -20,7 +20,7 @@ from torch import nn
 import ofq_core
 from ofq_core import checkpoints
 from ofq_core.cost import model_cost
-from ofq_core.data import Data, open_data
+from ofq_core.data import Data, check_class_names, open_data, stored_class_names
 from ofq_core.distributed import CPU, World
 from ofq_core.errors import CheckpointError
 from ofq_core.evaluation import evaluate
@@ -114,6 +114,8 @@ def train_run(
     data = open_data(settings.data, inputs.data)
     if inputs.teacher is not None and not inputs.teacher.is_file():
         raise CheckpointError(f"teacher {inputs.teacher}: no such file; run `dvc repro teacher`")
+    if inputs.teacher is not None:
+        _check_classes(inputs.teacher, data, inputs)
     key = _run_key(settings, inputs, data)
     work = PARTIAL / f"{stage}-{settings.name}-{key[:12]}"
     checkpoint = work / "checkpoint.pt"
@@ -181,6 +183,7 @@ def _write_result(
             "precision": settings.recipe.precision,
             "pieces_per_step": trainer.gradients.pieces,
             "manifest_sha256": trainer.data.manifest_sha256,
+            "class_names": trainer.data.class_names,
             "teacher_sha256": None if inputs.teacher is None else sha256_file(inputs.teacher),
             "wall_seconds": time.time() - began,
         },
@@ -216,6 +219,7 @@ def evaluate_run(
     world = world or World()
     make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
     data = open_data(settings.data, inputs.data)
+    _check_classes(folder / "student.pt", data, inputs)
     result = evaluate(
         load_student(folder, settings, inputs.teacher is not None, world.device),
         data,
@@ -229,6 +233,11 @@ def evaluate_run(
     # The main process will remove or move files when it has this.
     world.wait()
     return {**metrics, "reference_top1": _reference_top1(inputs)}
+
+
+def _check_classes(weights: Path, data: Data, inputs: Inputs) -> None:
+    names = stored_class_names(weights)
+    check_class_names(str(weights), names, data.class_names, str(inputs.data))
 
 
 def _reference_top1(inputs: Inputs) -> float | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ofq_core.checkpoints.io import load_weights
 from ofq_core.checkpoints.released_load import ReleasedModel, load_released
+from ofq_core.data.class_names import stored_class_names
 from ofq_core.errors import CheckpointError
 from ofq_core.explain import validated
 from ofq_core.files import sha256_file
@@ -27,7 +28,7 @@ class Subject:
     """A model to evaluate: where its weights are from, and how it was made.
 
     weights: the file, or None for published weights. quant: None for a full-precision model. data:
-    the data of its own run, or None.
+    the data of its own run, or None. class_names: of that data, or None where nothing says them.
     """
 
     model: nn.Module
@@ -36,6 +37,7 @@ class Subject:
     settings: ModelSettings
     quant: QuantSettings | None
     data: DataSettings | None = None
+    class_names: list[str] | None = None
 
     def describe(self) -> str:
         """One line: name and bits."""
@@ -126,7 +128,8 @@ def _of_run(weights: Path) -> Subject:
     if quant is not None:
         convert(model, QuantPlan.from_settings(quant, settings.fidelity))
     load_weights(model, weights, weights.stem)
-    return Subject(model, str(weights), weights, settings.model, quant, settings.data)
+    names = stored_class_names(weights)
+    return Subject(model, str(weights), weights, settings.model, quant, settings.data, names)
 
 
 def _full_precision(quant: QuantSettings) -> bool:

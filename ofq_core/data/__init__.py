@@ -2,6 +2,7 @@
 
 from ofq_core.data.arrays import ArrayData
 from ofq_core.data.augment import augment
+from ofq_core.data.class_names import check_class_names, stored_class_names
 from ofq_core.data.deaths import worker_deaths
 from ofq_core.data.digits import prepare_digits
 from ofq_core.data.open import open_data, prepare_data
@@ -17,11 +18,13 @@ __all__ = [
     "Split",
     "SplitName",
     "augment",
+    "check_class_names",
     "load_prepared",
     "open_data",
     "positions",
     "prepare_data",
     "prepare_digits",
     "read_manifest",
+    "stored_class_names",
     "worker_deaths",
 ]

@@ -21,6 +21,7 @@ class ArrayData(Data):
     def __init__(self, prepared: PreparedData, settings: DigitsSettings) -> None:
         self.prepared, self.settings = prepared, settings
         self.classes = prepared.classes
+        self.class_names = [str(digit) for digit in range(prepared.classes)]
         channels, height, width = prepared.train.images.shape[1:]
         self.shape = (channels, height, width)
         self.train_size = len(prepared.train)

@@ -33,6 +33,8 @@ class ImageData(Data):
     def __init__(self, prepared: PreparedImages, settings: ImageSettings) -> None:
         self.prepared, self.settings = prepared, settings
         self.classes = len(prepared.classes)
+        # Shards have numbers instead.
+        self.class_names = None if settings.source.startswith("wds/") else prepared.classes
         self.shape = (settings.channels, settings.size, settings.size)
         self.train_size = len(prepared.splits["train"])
         self.manifest_sha256 = prepared.manifest_sha256

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ofq_core.data.copies import check_not_copied
 from ofq_core.data.environment import data_root
 from ofq_core.data.folder import FolderOrigin
 from ofq_core.data.hub import HubOrigin
@@ -87,12 +88,14 @@ def prepare_images(settings: ImageSettings, folder: Path) -> dict[str, Any]:
         are unreadable or no images.
 
     Raises:
-        DataError: the images are missing, cannot be trained on or split, or too many of them cannot
-            be read or are no images.
+        DataError: the images are missing, cannot be trained on or split, too many of them cannot
+            be read or are no images, or the test images are training images.
     """
     origin = image_origin(settings)
     catalogue = origin.catalogue(fresh=True)
     _check_unreadable(settings, catalogue)
+    origin.check_apart()
+    check_not_copied(origin, catalogue)
     splits = _split(settings, catalogue)
     files = write_rows(splits, catalogue.classes)
     classes = len(catalogue.classes)

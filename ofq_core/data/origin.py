@@ -120,6 +120,14 @@ class ImageOrigin(ABC):
         """
 
     @abstractmethod
+    def check_apart(self) -> None:
+        """Check, after `catalogue`, that no image is in both splits, by where images lie.
+
+        Raises:
+            DataError: naming both splits.
+        """
+
+    @abstractmethod
     def image(self, name: str, place: int, size: int) -> Image.Image:
         """One image of the catalogue by its row; decoding may wait until its pixels are used.
 

@@ -108,6 +108,10 @@ class ScannedOrigin(ImageOrigin):
     when a file comes, goes or is renamed, though not when one is overwritten in place.
     """
 
+    @property
+    def _splits(self) -> tuple[str, str]:
+        return self.settings.train_split, self.settings.test_split
+
     @abstractmethod
     def units(self, split: str) -> tuple[list[str], dict[str, str]]:
         """Paths of a split's units relative to the root, sorted; files beside them, and why.
@@ -132,7 +136,7 @@ class ScannedOrigin(ImageOrigin):
 
     def catalogue(self, fresh: bool) -> Catalogue:
         """See `ImageOrigin.catalogue`."""
-        splits = self.settings.train_split, self.settings.test_split
+        splits = self._splits
         names, others = {}, {}
         try:
             for split in splits:
@@ -174,6 +178,21 @@ class ScannedOrigin(ImageOrigin):
         return Catalogue(
             classes, rows[0], rows[1], {name: text for name, text in faults if text}, others=others
         )
+
+    def check_apart(self) -> None:
+        """See `ImageOrigin.check_apart`: whatever the paths are called, links included."""
+        train, test = (self._places(s) for s in self._splits)
+        shared = [place for place in train if place in test]
+        if shared:
+            raise DataError(
+                f"{self.root}: {train[shared[0]]} of data.train_split = {self._splits[0]!r} and "
+                f"{test[shared[0]]} of data.test_split = {self._splits[1]!r} are the same images: "
+                "expected test images that are not trained on"
+            )
+
+    def _places(self, split: str) -> dict[tuple[int, int], str]:
+        status = {unit: os.stat(self.root / unit) for unit in self.units(split)[0]}
+        return {(found.st_dev, found.st_ino): unit for unit, found in status.items()}
 
     def _unit(self, unit: str, old: Unit | None, fresh: bool) -> Unit:
         try:

@@ -34,6 +34,7 @@ class Data(ABC):
 
     Attributes:
         classes: number of classes.
+        class_names: their names by index; None where the data only number them.
         shape: (channels, height, width) of the images.
         train_size: number of training images.
         manifest_sha256: hash of the manifest that the prepare stage wrote.
@@ -43,6 +44,7 @@ class Data(ABC):
     """
 
     classes: int
+    class_names: list[str] | None = None
     shape: tuple[int, int, int]
     train_size: int
     manifest_sha256: str

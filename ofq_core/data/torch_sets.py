@@ -74,6 +74,9 @@ class TorchOrigin(ImageOrigin):
         image, _ = self._sets[name.rpartition("/")[0]][place]
         return image  # type: ignore[no-any-return]
 
+    def check_apart(self) -> None:
+        """See `ImageOrigin.check_apart`: the names that are allowed are of different files."""
+
     def _load(self, fresh: bool) -> None:
         if self.kind == "fashion_mnist":
             _unpack_debian(self.root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -61,7 +62,7 @@ _POLICY = re.compile(
 
 
 class ImageSettings(Model):
-    """Images through timm's dataset factory and timm's transforms (spec 7.1 and 8).
+    """Images as folders, of torchvision, of Hugging Face or in shards (spec 7.1 and 8).
 
     name: names the folder of the manifest under data/ and, under $OFQ_DATA_DIR, of the images.
     source: what timm's factory calls the kind: folder (ImageFolder), torch/<name> (torchvision),
@@ -117,6 +118,17 @@ class ImageSettings(Model):
         if value is not None and value[0] > value[1]:
             raise ValueError("expected the smaller number first")
         return value
+
+    @model_validator(mode="after")
+    def _splits_differ(self) -> ImageSettings:
+        # Links and other spellings are the prepare stage's to see.
+        train, test = (os.path.normpath(split) for split in (self.train_split, self.test_split))
+        if train == test:
+            raise ValueError(
+                f"test_split = {self.test_split!r} is train_split = {self.train_split!r}: expected "
+                "test images that are not trained on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _channels_fit(self) -> ImageSettings:

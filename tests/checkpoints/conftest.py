@@ -173,7 +173,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def run_folder(tmp_path, digits):
-    """A folder as a stage leaves it: settings.yaml and weights (not trained)."""
+    """A folder as a stage leaves it: settings, weights (not trained) and names of the classes."""
 
     def make(quant=LOW, name="run", weights="student.pt", seed=0, fidelity="described"):
         settings = RunSettings(
@@ -198,7 +198,35 @@ def run_folder(tmp_path, digits):
         checkpoints.save(folder / weights, model.state_dict())
         text = yaml.safe_dump(settings.model_dump(mode="json"))
         (folder / "settings.yaml").write_text(text)
+        names = [str(digit) for digit in range(10)]
+        (folder / "env.json").write_text(json.dumps({"class_names": names}))
         return folder, model
+
+    return make
+
+
+@pytest.fixture
+def picture_run(converted, tmp_path):
+    """The folder of a run that was trained on images of classes with these names."""
+
+    def make(names):
+        settings = RunSettings(
+            study="x",
+            method="x",
+            fidelity=BUNDLES["released"],
+            seed=0,
+            quant={"weight": "statsq", "wbits": 2, "abits": 2, "qkr": True, "cga": False},
+            model=SIZES["deit"],
+            data={"name": "pictures", "source": "folder", "size": 32},
+            recipe={"epochs": 1, "cga_epochs": 0, "batch_size": 8, "lr": 1e-3},
+            distill=None,
+        )
+        folder = tmp_path / "run"
+        checkpoints.save(folder / "student.pt", converted().state_dict())
+        text = yaml.safe_dump(settings.model_dump(mode="json"))
+        (folder / "settings.yaml").write_text(text)
+        (folder / "env.json").write_text(json.dumps({"class_names": names}))
+        return folder
 
     return make
 

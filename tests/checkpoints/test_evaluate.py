@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ofq_core import checkpoints
 from ofq_core.checkpoints import export_released, load_released, released, save_released
 from ofq_core.data import load_prepared, prepare_data
+from ofq_core.errors import CheckpointError, DataError
 from ofq_core.evaluation import wilson_interval
 from ofq_core.settings import ImageSettings
 
@@ -137,6 +139,69 @@ def test_images_that_nobody_prepared(converted, write, class_folders, run):
     assert content["manifest_sha256"] is None
 
 
+ORDER = ["class_0", "class_1", "class_2", "class_3", "class_10"]
+
+
+def test_classes_of_the_training(picture_run, class_folders, capsys, run):
+    """Folders are known by their names, whatever their order on this disk is."""
+    usual = run(picture_run(ORDER), "--images", class_folders)["result"]
+    other = run(picture_run(ORDER[::-1]), "--images", class_folders)["result"]
+    assert "note" not in capsys.readouterr().err
+    assert other != usual
+    for old in ORDER:
+        (class_folders / old).rename(class_folders / f"away_{old}")
+    for old, new in zip(ORDER, ORDER[::-1], strict=True):
+        (class_folders / f"away_{old}").rename(class_folders / new)
+    assert run(picture_run(ORDER), "--images", class_folders)["result"] == other
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["ant", *ORDER[1:]], r"holdout: class 0 is 'class_0', and .*pt was trained with 'ant' th"),
+        ([*ORDER[:4], "x"], r"class 4 is 'class_10', and .* was trained with 'x' there"),
+        (ORDER[:4], r"has 5 classes, and .* was trained on 4"),
+    ],
+)
+def test_other_classes_than_those_of_the_training(names, message, picture_run, class_folders, run):
+    with pytest.raises(DataError, match=message):
+        run(picture_run(names), "--images", class_folders)
+
+
+def test_prepared_classes_in_another_order(run_folder, digits, run):
+    folder, _ = run_folder()
+    run(folder, "--data", digits)
+    names = [str(digit) for digit in range(10)]
+    (folder / "env.json").write_text(json.dumps({"class_names": names[::-1]}))
+    with pytest.raises(DataError, match=r"class 0 is '0', .* with '9' there, the same classes in"):
+        run(folder, "--data", digits)
+    teacher, _ = run_folder(FULL, "teacher")
+    (teacher / "env.json").write_text(json.dumps({"class_names": names[::-1]}))
+    with pytest.raises(DataError, match="the same classes in another order"):
+        run(run_folder()[0], "--data", digits, "--reference", teacher)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"class_names": 3}'])
+def test_damaged_names_of_classes(content, picture_run, class_folders, run):
+    folder = picture_run(ORDER)
+    (folder / "env.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"env\.json is damaged"):
+        run(folder, "--images", class_folders)
+
+
+def test_classes_without_names(picture_run, written, class_folders, capsys, run):
+    """A released file does not say them, nor do runs of earlier versions."""
+    for path in (written(), picture_run(None)):
+        run(path, "--images", class_folders)
+        assert "note: the order of the classes was not checked: " in capsys.readouterr().err
+
+
+def test_accents_are_written_in_two_ways(picture_run, class_folders, run):
+    (class_folders / "class_0").rename(class_folders / "caf\u00e9")
+    result = run(picture_run(["cafe\u0301", *ORDER[1:]]), "--images", class_folders)["result"]
+    assert result["per_class_images"] == [PER_CLASS] * 5
+
+
 def test_unreadable_images_are_counted(written, class_folders, capsys, run):
     (class_folders / "class_3" / "1.png").write_bytes(b"no image")
     result = run(written(), "--images", class_folders)["result"]
@@ -163,7 +228,11 @@ def test_what_is_left_out_of_images_is_named(written, class_folders, capsys, run
 
 def test_released_checkpoint_on_prepared_images(written, class_folders, tmp_path, run):
     """What `prepare` wrote for image folders says all that is needed besides the model's size."""
-    (class_folders.parent / "train").symlink_to(class_folders)
+    for path in class_folders.rglob("*.png"):
+        other = class_folders.parent / "train" / path.relative_to(class_folders)
+        other.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            ImageOps.invert(image).save(other)
     settings = ImageSettings(
         name="pictures", source="folder", train_split="train", test_split="holdout", val_share=0.2
     )

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 
 import numpy as np
@@ -148,6 +149,69 @@ def test_splits_that_leave_a_class_empty(changes, message, pets, image_settings,
     with pytest.raises(DataError) as error:
         prepare_data(image_settings(**changes), folder)
     assert message in str(error.value)
+
+
+# Test images that are trained on
+
+
+def linked_split(pets):
+    (pets / "val").symlink_to("train")
+
+
+def linked_classes(pets):
+    for folder in (pets / "train").iterdir():
+        (pets / "val").mkdir(exist_ok=True)
+        (pets / "val" / folder.name).symlink_to(folder)
+
+
+def copied(pets, place=shutil.copyfile, keep=lambda number: True, rename=lambda name: name):
+    for path in sorted((pets / "train").rglob("*.*")):
+        if keep(int(path.stem.rpartition("_")[2])):
+            target = pets / "val" / path.parent.name / rename(path.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place(path, target)
+
+
+SAME_IMAGES = {
+    "the split is a link": (linked_split, r"train/ant of .* and val/ant of .*: expected test"),
+    "class folders are links": (linked_classes, r"train/ant of .* and val/ant of .*: expected"),
+    "a copy": (copied, r"42 of 42 test .* such as val/ant/ant_0.JPEG is train/ant/ant_0.JPEG"),
+    "hard links": (lambda pets: copied(pets, os.link), "42 of 42 test"),
+    "links to files": (lambda pets: copied(pets, os.symlink), "42 of 42 test"),
+    "part of it": (lambda pets: copied(pets, keep=lambda number: number < 3), "9 of 9 test"),
+    "renamed": (lambda pets: copied(pets, rename=lambda name: f"x{name}"), "42 of 42 test"),
+}
+
+
+@pytest.mark.parametrize("case", SAME_IMAGES)
+def test_test_images_that_are_training_images(case, pets, image_settings, folder):
+    make, message = SAME_IMAGES[case]
+    shutil.rmtree(pets / "val")
+    make(pets)
+    with pytest.raises(DataError, match=message):
+        prepare_data(image_settings(), folder)
+    assert not folder.exists()
+
+
+def test_training_folder_by_its_whole_path(pets, image_settings, folder):
+    with pytest.raises(DataError, match=r"train/ant of data.train_split = 'train' and /.*/train/a"):
+        prepare_data(image_settings(test_split=str(pets / "train")), folder)
+
+
+def test_some_equal_images_are_no_reason(pets, image_settings, folder):
+    """They are in many published sets. So are images of one size in bytes."""
+    for number in (0, 1):
+        for name in ("ant", "bee", "cat"):
+            for path in (pets / "train" / name).glob(f"{name}_{number}.*"):
+                shutil.copyfile(path, pets / "val" / name / path.name)
+    for path in pets.rglob("*.*"):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".png"), compress_level=0)
+        if path.suffix != ".png":
+            path.unlink()
+    assert len({path.stat().st_size for path in pets.rglob("*.*")}) == 1
+    manifest = prepare_data(image_settings(), folder)
+    assert manifest["splits"]["test"]["images"] == 15
 
 
 # Opening

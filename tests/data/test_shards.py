@@ -63,6 +63,17 @@ def origin(zoo, settings_of_shards):
     return ShardOrigin(settings_of_shards, zoo)
 
 
+def test_shards_that_are_trained_on(zoo, image_settings, tmp_path):
+    """Both prefixes name the first shard of the training images; or it was copied."""
+    settings = image_settings(source="wds/zoo", test_split="train-0000")
+    message = r"zoo-train-0000.tar of data.train_split = 'train' and zoo-train-0000.tar of data"
+    with pytest.raises(DataError, match=message):
+        prepare_data(settings, tmp_path / "data")
+    shutil.copyfile(zoo / "zoo-train-0001.tar", zoo / "zoo-val-0000.tar")
+    with pytest.raises(DataError, match="14 of 14 test images that were looked at are training"):
+        prepare_data(image_settings(source="wds/zoo"), tmp_path / "data")
+
+
 def test_list_and_pixels(origin, pictures):
     catalogue = origin.catalogue(fresh=True)
     assert catalogue.classes == ["0", "1", "2"]

@@ -120,7 +120,7 @@ def test_missing_set(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", [{"train_split": "tarin"}, {"test_split": "train"}, {"test_split": "tset"}]
+    "change", [{"train_split": "tarin"}, {"test_split": "training"}, {"test_split": "tset"}]
 )
 def test_unknown_split(change, tmp_path):
     """timm takes a name that it does not know for the test images."""

@@ -306,6 +306,48 @@ def test_given_teacher_that_fits_is_taken(workspace, set_params, command):
     assert not list(workspace.glob(".partial/*"))
 
 
+# Classes in another order
+
+SWAPPED = [*"0123456789"][::-1]
+
+
+def swap_classes(folder):
+    """As if the weights beside it came from data whose classes are in another order."""
+    path = folder / "env.json"
+    content = json.loads(path.read_text())
+    assert content["class_names"] == SWAPPED[::-1]
+    path.write_text(json.dumps(content | {"class_names": SWAPPED}))
+
+
+@pytest.mark.parametrize("words", [(QAT,), CELL], ids=lambda words: words[0])
+def test_teacher_of_other_classes(words, workspace, refused):
+    """DVC would train it anew; a stage by itself must see it."""
+    swap_classes(workspace / "results/teacher")
+    assert refused(workspace, *words) == (
+        "data/digits: class 0 is '0', and results/teacher/teacher.pt was trained with '9' there, "
+        "the same classes in another order"
+    )
+
+
+def test_student_of_other_classes(workspace, command, refused):
+    assert command(workspace, QAT).code == 0
+    swap_classes(workspace / "results/experiment")
+    message = refused(workspace, "pipelines.evaluate")
+    assert "class 0 is '0', and results/experiment/student.pt was trained with '9'" in message
+
+
+def test_given_teacher_of_other_classes(workspace, set_params, refused, command):
+    shutil.copytree(workspace / "results/teacher", workspace / "given")
+    swap_classes(workspace / "given")
+    set_params(workspace, teacher__checkpoint="given/teacher.pt")
+    assert "given/teacher.pt was trained with '9'" in refused(workspace, *TEACHER)
+    (workspace / "given/env.json").unlink()
+    done = command(workspace, *TEACHER)
+    assert done.code == 0, done.err
+    note = "the order of the classes was not checked: given/teacher.pt does not say their names"
+    assert note in done.out
+
+
 # Checkpoints of a run that was cut off
 
 

@@ -77,7 +77,9 @@ def adopt(study: StudySettings) -> None:
         model = given or given_weights(study)
         check_fits(model, study.model, data)
         model.to(world.device)
-        result = evaluate(model, data, "test", BATCH_SIZE, world.share, world.device)
+        name = f"teacher {teacher.checkpoint or teacher.pretrained}"
+        share, device = world.share, world.device
+        result = evaluate(model, data, "test", BATCH_SIZE, share, device, name=name)
     if not world.main:
         return
     folder = PARTIAL / "teacher-adopted"

@@ -20,6 +20,9 @@ def any_output() -> Iterator[None]:
     Characters that the terminal's encoding lacks are printed as '?'. Where nobody reads the output
     any more, as in `... | head`, the command ends with the status 141 and without a word.
     """
+    # Python has none for a stream that is closed, as by `>&-`.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -46,11 +49,11 @@ def _end(error: BrokenPipeError) -> NoReturn:
     sys.exit(BROKEN_PIPE)
 
 
-def _unread(stream: TextIO | None) -> bool:
+def _unread(stream: TextIO) -> bool:
     """Whether the stream is a pipe whose reader has gone."""
     try:
         poll = select.poll()
-        poll.register(stream.fileno(), 0)  # type: ignore[union-attr]
-    except (AttributeError, OSError, ValueError):
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):
         return False
     return bool(poll.poll(0))

@@ -144,7 +144,8 @@ def train_run(
         checkpoints.load_weights(full, inputs.teacher, "teacher")
         cache = None
         if settings.distill.cache_teacher and settings.fidelity.teacher_mode == "eval":
-            cache = TeacherCache(_answers_folder(settings, inputs.teacher, world))
+            folder = _answers_folder(settings, inputs.teacher, world)
+            cache = TeacherCache(folder, settings.model.num_classes, log)
         fidelity = settings.fidelity
         teacher = Teacher(full, fidelity.teacher_head, fidelity.teacher_mode, cache)
     observer = ProgressBar(f"{stage} {settings.name}") if world.main else nullcontext(_ignore)

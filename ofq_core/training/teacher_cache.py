@@ -65,9 +65,7 @@ class TeacherCache:
         found = checkpoints.load(path)
         answers = found.get("answers") if isinstance(found, dict) else None
         if not isinstance(answers, dict) or not all(map(self._is_answer, answers.values())):
-            raise CheckpointError(
-                f"{path}: not finite logits of a teacher of {self.classes} classes"
-            )
+            raise CheckpointError(f"{path}: not the logits of a teacher of {self.classes} classes")
         if found.get("sha256") != _digest(answers):
             raise CheckpointError(f"{path}: damaged answers of the teacher")
         return answers

@@ -177,6 +177,27 @@ def test_not_a_number_in_one_process_stops_both(troubled):
     assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
 
 
+def test_a_validation_that_one_process_cannot_tell_stops_both(troubled):
+    expected = (
+        "after step 6 (epoch 0), 1 of 30 val images get logits that are NaN or"
+    )
+    for result in troubled[1]:
+        assert result["unknown"].startswith(expected)
+
+
+def test_both_take_the_same_checkpoint(troubled, identical):
+    """Of a damaged one both say so and take the one before; the result is the same."""
+    folder = troubled[0]
+    for result in troubled[1]:
+        assert result["unread by one"] == f"{folder / 'torn.pt'} cannot be read by one"
+        mended = result["mended"]
+        assert mended.pop("steps") == 18 - 7
+        damaged, going_on = mended.pop("log")
+        assert damaged.endswith(f"; not used, kept as {folder / 'torn.unusable'}")
+        assert going_on.endswith(f"after epoch 1, step 1 from {folder / 'torn.previous.pt'}")
+        identical(mended, result["undisturbed"])
+
+
 def test_memory_of_one_process_decides_for_both(troubled, whole):
     """They agree before the first step, which is then taken once, and nothing else changes."""
     for found in (result["crowded"] for result in troubled[1]):

@@ -178,9 +178,7 @@ def test_not_a_number_in_one_process_stops_both(troubled):
 
 
 def test_a_validation_that_one_process_cannot_tell_stops_both(troubled):
-    expected = (
-        "after step 6 (epoch 0), 1 of 30 val images get logits that are NaN or"
-    )
+    expected = "after step 6 (epoch 0), 1 of 30 val images get logits that are NaN or"
     for result in troubled[1]:
         assert result["unknown"].startswith(expected)
 

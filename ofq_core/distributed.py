@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from ofq_core.data import Share
 from ofq_core.errors import SettingsError
 
 T = TypeVar("T")
+# What a launcher sets for each process; and what says that one did, and starts all processes.
+LAUNCHED = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+# So long the first waits for the others: on a cluster until all nodes have read their libraries.
+PATIENCE_SECONDS, BY_HAND_SECONDS = 600, 60
 CPU = torch.device("cpu")
 
 
@@ -74,16 +82,27 @@ class World:
 def join_world() -> Iterator[World]:
     """Join the processes that a launcher such as torchrun started; without one, be alone.
 
-    Read from the environment: RANK, WORLD_SIZE, LOCAL_RANK (as torchrun sets them), OFQ_DEVICE
-    (cpu or cuda; default: cuda where there is one) and OFQ_MICRO_BATCH (most images per forward of
-    a process; no influence on results).
+    Read from the environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT (as torchrun
+    sets them), OFQ_DEVICE (cpu or cuda; default: cuda where there is one) and OFQ_MICRO_BATCH (most
+    images per forward of a process; no influence on results).
 
     Raises:
-        SettingsError: one of them has a value that cannot be.
+        SettingsError: one of them has a value that cannot be, some are missing, as where one was
+            left over and no launcher started this process, or the other processes do not come.
     """
     size, rank = _number("WORLD_SIZE", 1, 1), _number("RANK", 0, 0)
+    missing = [name for name in LAUNCHED if size > 1 and not os.environ.get(name)]
+    if missing:
+        raise SettingsError(
+            f"WORLD_SIZE = {size}, but there is no {' and no '.join(missing)}: no launcher such as "
+            "torchrun started this process; unset WORLD_SIZE"
+        )
     if rank >= size:
-        raise SettingsError(f"RANK = {rank}: expected a number below WORLD_SIZE = {size}")
+        unset = "; without a launcher such as torchrun unset RANK" if size == 1 else ""
+        raise SettingsError(f"RANK = {rank}: expected a number below WORLD_SIZE = {size}{unset}")
+    port = _number("MASTER_PORT", 1, 1)
+    if port > 65535:
+        raise SettingsError(f"MASTER_PORT = '{port}': expected a whole number, at most 65535")
     micro_batch = _number("OFQ_MICRO_BATCH", 0, 1) or None
     device = _device(_number("LOCAL_RANK", 0, 0))
     world = World(rank, size, device, micro_batch)
@@ -93,10 +112,54 @@ def join_world() -> Iterator[World]:
         yield world
         return
     cuda = device if device.type == "cuda" else None
-    dist.init_process_group("gloo" if cuda is None else "nccl", device_id=cuda)
+    dist.init_process_group(
+        "gloo" if cuda is None else "nccl",
+        store=_meeting(rank, size),
+        rank=rank,
+        world_size=size,
+        device_id=cuda,
+    )
     yield world
     # Not after an error: taking the group apart would wait for processes that wait for this one.
     dist.destroy_process_group()
+
+
+def _meeting(rank: int, size: int) -> Any:
+    """Where all processes of the launcher have met."""
+    launched = any(name in os.environ for name in LAUNCHERS)
+    seconds = PATIENCE_SECONDS if launched else BY_HAND_SECONDS
+    patience = datetime.timedelta(seconds=seconds)
+    try:
+        with _silent():
+            store = next(rendezvous("env://", rank, size, timeout=patience))[0]
+            store.set_timeout(patience)
+            here = [f"here/{each}" for each in range(size)]
+            store.set(here[rank], "")
+            store.wait(here)
+    except (dist.DistError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise SettingsError(
+            f"WORLD_SIZE = {size}, RANK = {rank}: the {size} processes did not meet at {where} "
+            f"within {seconds} s ({reason}); without a launcher such as torchrun unset "
+            "WORLD_SIZE and RANK"
+        ) from error
+    store.set_timeout(dist.default_pg_timeout)
+    return store
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """torch writes a stack trace to stderr for every connection that fails, past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _number(name: str, default: int, smallest: int) -> int:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from torch import nn
 
 from ofq_core.checkpoints.subject import Subject, open_reference, open_subject
 from ofq_core.data import Data, check_class_names, open_data, read_manifest
@@ -34,6 +33,7 @@ from ofq_core.evaluation import Evaluation, evaluate
 from ofq_core.explain import validated
 from ofq_core.files import write_json
 from ofq_core.models import image_shape
+from ofq_core.output import any_output
 from ofq_core.settings import DataSettings, DigitsSettings, ImageSettings
 
 Shape = tuple[int, int, int]
@@ -120,6 +120,7 @@ def run(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         DataError: the data do not fit the model.
+        ModelError: a logit of one of the models is NaN or infinite.
     """
     data = _open(subject, arguments)
     reference = None
@@ -135,17 +136,18 @@ def run(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     with join_world() as world:
 
-        def measure(model: nn.Module) -> Evaluation:
+        def measure(subject: Subject) -> Evaluation:
             return evaluate(
-                model.to(world.device),
+                subject.model.to(world.device),
                 data,
                 arguments.split,
                 arguments.batch_size,
                 world.share,
                 world.device,
+                name=subject.source,
             )
 
-        result = measure(subject.model)
+        result = measure(subject)
         content["result"] = result.as_dict()
         left_out: dict[str, str] = {}
         for part in world.gathered(data.left_out()):
@@ -154,7 +156,7 @@ def run(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
         lines = [_left_out(left_out)] if left_out else []
         lines += [subject.describe(), f"  {_line(result, arguments.split)}"]
         if reference is not None:
-            other = measure(reference.model)
+            other = measure(reference)
             content["reference"] = {**reference.as_dict(), "result": other.as_dict()}
             lines += [reference.describe(), f"  {_line(other, arguments.split)}"]
             lines.append(f"difference: {result.top1 - other.top1:+.2f} points of top-1")
@@ -241,12 +243,15 @@ def write_report(path: Path | None, content: dict[str, Any]) -> None:
         write_json(path, content)
 
 
+@any_output()
 def command(run_main: Callable[[list[str]], None]) -> NoReturn:
-    """Run a command and exit: 0, or 1 with one message on stderr."""
+    """Run a command and exit: 0, or 1 with one message on stderr; 141 when nobody reads it."""
     try:
         run_main(sys.argv[1:])
     except OFQError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror or error}")

@@ -92,6 +92,7 @@ def evaluate(
     share: Share = ALONE,
     device: torch.device = CPU,
     precision: Precision = "fp32",
+    name: str = "",
 ) -> Evaluation:
     """Run the model in evaluation mode over a split; its mode is restored.
 
@@ -100,6 +101,7 @@ def evaluate(
         batch_size: images per forward of one process.
         share: this process's part; all processes of the share's world must call, and all get the
             result over all images.
+        name: how a message calls the model, such as the file of its weights.
 
     Raises:
         DataError: not one image of the split could be read.
@@ -136,10 +138,10 @@ def evaluate(
     images_of, correct_of = counts[: data.classes], counts[data.classes :]
     count, correct = sum(images_of), sum(correct_of)
     if not_finite:
-        where = next((name for name in found if name is not None), "the last operation")
+        where = next((module for module in found if module is not None), "the last operation")
         raise ModelError(
-            f"{not_finite} of {count} {split} images get logits that are NaN or infinite, first in "
-            f"{where}: no accuracy can be told"
+            f"{name}{': ' * bool(name)}{not_finite} of {count} {split} images get logits that are "
+            f"NaN or infinite, first in {where}: no accuracy can be told"
         )
     if count == 0:
         raise DataError(f"not one of {data.split_size(split)} images of the {split} split was read")

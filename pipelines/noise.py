@@ -64,7 +64,8 @@ def _row(study: StudySettings, settings: RunSettings, world: World) -> dict[str,
 
     def top1() -> float:
         share, device = world.share, world.device
-        return evaluate(model, data, "test", batch, share, device, precision).top1
+        name = f"{folder / 'student.pt'}, with flipped codes or without"
+        return evaluate(model, data, "test", batch, share, device, precision, name).top1
 
     clean = top1()
     boundary_range = settings.quant.boundary_range

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ofq_core.errors import DataError
 from ofq_core.explain import Model, validated
@@ -83,15 +83,19 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        DataError: missing or damaged.
+        DataError: missing, damaged, or with a number that is NaN or infinite.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes(), parse_constant=_refuse)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path} cannot be read: expected a JSON object")
     return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"it holds {constant}")
 
 
 def publish_folder(source: Path, target: Path) -> None:

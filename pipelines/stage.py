@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from ofq_core.errors import OFQError, TrainingStopped
+from ofq_core.output import any_output
 from pipelines.unchanged import begin, check_unchanged
 
 # So long another process waits for the main one to report the same error.
@@ -23,8 +24,12 @@ STOPPED = 128 + signal.SIGTERM
 
 
 def is_main() -> bool:
-    """Whether this process writes, logs and tracks; the others of a launcher only compute."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process writes, logs and tracks; the others of a launcher only compute.
+
+    A RANK that was left over in the environment, without other processes, says nothing.
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return alone or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -43,13 +48,14 @@ def large_imports() -> Iterator[None]:
             gc.enable()
 
 
+@any_output()
 def stage_main(
     run: Callable[[list[str]], None], argv: list[str], about: str | None = None
 ) -> NoReturn:
     """Run a command and exit.
 
     The status is 0, or 1 with one message on stderr, 130 when interrupted, 143 when training was
-    asked to stop and has left a checkpoint.
+    asked to stop and has left a checkpoint, 141 when nobody reads the output any more.
 
     Args:
         about: what the command does, of one that takes no arguments: here they are refused, and
@@ -73,6 +79,8 @@ def stage_main(
     except OFQError as error:
         _report(str(error))
         sys.exit(1)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _report(f"{where}{error.strerror or error}")

@@ -99,7 +99,9 @@ def adopt(study: StudySettings) -> None:
                 "names"
             )
         model.to(world.device)
-        result = evaluate(model, data, "test", BATCH_SIZE, world.share, world.device)
+        name = f"teacher {teacher.checkpoint or teacher.pretrained}"
+        share, device = world.share, world.device
+        result = evaluate(model, data, "test", BATCH_SIZE, share, device, name=name)
     if not world.main:
         return
     folder = PARTIAL / "teacher-adopted"

@@ -42,6 +42,10 @@ ANSWERS = PARTIAL / "teacher-logits"
 REFERENCE = "reference.json"
 CALIBRATION_IMAGES = 256
 UNREADABLE_NAMES = 20
+# Of training.json.
+TRAINING_KEYS = frozenset(
+    ("val_top1", "epoch_selected", "oscillation", "unreadable_images", "cost", "settings_sha256")
+)
 
 Log = Callable[[str], None]
 
@@ -116,6 +120,8 @@ def train_run(
         raise CheckpointError(f"teacher {inputs.teacher}: no such file; run `dvc repro teacher`")
     if inputs.teacher is not None:
         _check_classes(inputs.teacher, data, inputs)
+    # Damaged, it should be said now and not after the training.
+    _reference_top1(inputs)
     key = _run_key(settings, inputs, data)
     work = PARTIAL / f"{stage}-{settings.name}-{key[:12]}"
     checkpoint = work / "checkpoint.pt"
@@ -126,7 +132,8 @@ def train_run(
         checkpoints.load_weights(full, inputs.teacher, "teacher")
         cache = None
         if settings.distill.cache_teacher and settings.fidelity.teacher_mode == "eval":
-            cache = TeacherCache(_answers_folder(settings, inputs.teacher, world))
+            folder = _answers_folder(settings, inputs.teacher, world)
+            cache = TeacherCache(folder, settings.model.num_classes, log)
         fidelity = settings.fidelity
         teacher = Teacher(full, fidelity.teacher_head, fidelity.teacher_mode, cache)
     observer = ProgressBar(f"{stage} {settings.name}") if world.main else nullcontext(_ignore)
@@ -215,11 +222,15 @@ def evaluate_run(
     Returns:
         The content of metrics.json. reference_top1: the teacher's on the same images, null where
         the teacher's stage has not told.
+
+    Raises:
+        DataError: training.json or the teacher's reference.json is damaged.
     """
     world = world or World()
     make_deterministic(settings.seed, settings.recipe.threads or torch.get_num_threads())
     data = open_data(settings.data, inputs.data)
     _check_classes(folder / "student.pt", data, inputs)
+    training, reference = read_training(folder, settings), _reference_top1(inputs)
     result = evaluate(
         load_student(folder, settings, inputs.teacher is not None, world.device),
         data,
@@ -228,11 +239,32 @@ def evaluate_run(
         world.share,
         world.device,
         settings.recipe.precision,
+        str(folder / "student.pt"),
     )
-    metrics = {**result.as_dict(), **read_json(folder / "training.json")}
+    metrics = {**result.as_dict(), **training}
     # The main process will remove or move files when it has this.
     world.wait()
-    return {**metrics, "reference_top1": _reference_top1(inputs)}
+    return {**metrics, "reference_top1": reference}
+
+
+def read_training(folder: Path, settings: RunSettings) -> dict[str, Any]:
+    """What a training said of itself.
+
+    Raises:
+        DataError: training.json is missing, damaged, or of a run with other settings.
+    """
+    path = folder / "training.json"
+    training = read_json(path)
+    missing = sorted(TRAINING_KEYS - training.keys())
+    if missing:
+        raise DataError(f"{path} cannot be read: no {missing[0]}; train again (`dvc repro -f qat`)")
+    if training["settings_sha256"] != settings.sha256():
+        raise DataError(
+            f"{path} is of a run with other settings (sha256 "
+            f"{str(training['settings_sha256'])[:12]}, expected {settings.sha256()[:12]}); train "
+            "again (`dvc repro -f qat`)"
+        )
+    return training
 
 
 def _check_classes(weights: Path, data: Data, inputs: Inputs) -> None:
@@ -245,8 +277,15 @@ def _reference_top1(inputs: Inputs) -> float | None:
     if inputs.teacher is None:
         return None
     path = inputs.teacher.with_name(REFERENCE)
-    value = read_json(path).get("top1") if path.is_file() else None
-    return float(value) if isinstance(value, int | float) else None
+    if not path.is_file():
+        return None
+    value = read_json(path).get("top1")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise DataError(
+            f"{path}: top1 = {value!r}, expected a percentage; measure the teacher again "
+            "(`dvc repro -f teacher`)"
+        )
+    return float(value)
 
 
 def write_reference(folder: Path, metrics: dict[str, Any]) -> None:

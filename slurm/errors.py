@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from slurm.show import any_terminal
+
 INTERRUPTED = 130  # as shells report a command that Ctrl-C ended
 BROKEN_PIPE = 141  # and one whose reader went away
 
@@ -30,6 +32,7 @@ def command_main(run: Callable[[list[str]], int | None], argv: list[str]) -> NoR
         SystemExit: always: 1 after a SlurmError, whose message is printed; 130 after Ctrl-C; 141
             where nobody reads the output any more, as in `... | head`; argparse's own status.
     """
+    any_terminal()
     status: int | str | None
     try:
         try:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import os
 import sys
 
+from slurm.show import any_terminal
+
 PROCESSES = "OFQ_PROCESSES"
 TRAINING = frozenset(f"pipelines.{stage}" for stage in ("teacher", "full_precision", "grid", "qat"))
 
@@ -76,4 +78,5 @@ def spread(command: list[str], processes: int) -> list[str]:
 
 
 if __name__ == "__main__":
+    any_terminal()
     sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,38 @@
-"""The one error of this room."""
+"""The one error of this room, and how its commands end."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+BROKEN_PIPE = 141  # as shells report a command whose reader went away
 
 
 class TableError(Exception):
     """A table that cannot be rendered honestly; the message is one line, shown as it is."""
+
+
+def command_main(main: Callable[[], int]) -> NoReturn:
+    """Run a command and exit with its status, or 141 where nobody reads it, as in `... | head`.
+
+    Characters that the terminal's encoding lacks are printed as '?'.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    status: int | str | None
+    try:
+        try:
+            status = main()
+        except SystemExit as end:
+            status = end.code
+        # Here rather than at exit, where a broken pipe can no longer be caught.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = BROKEN_PIPE
+        # Python flushes once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)

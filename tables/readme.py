@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tables.errors import TableError
+from tables.errors import TableError, command_main
 
 README = Path("README.md")
 RENDERED = Path("tables/reference/digits_full/rendered")
@@ -51,4 +51,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_main(main)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tables.build import RUN_FILES
-from tables.errors import TableError
+from tables.errors import TableError, command_main
 from tables.runs import Run, Study, read_study
 from tables.whole import render_whole
 
@@ -97,4 +97,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_main(main)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tables.errors import TableError
+from tables.errors import TableError, command_main
 
 if TYPE_CHECKING:
     from tables.write import RenderedPaths
@@ -84,4 +84,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_main(main)

@@ -22,16 +22,23 @@ class TeacherCache:
     """Logits on disk by the content of the images, a file per epoch; exact, never required.
 
     An answer is taken only for the very bits of the images that were asked about. A file that is
-    missing, damaged or of other images costs the teacher's time, nothing else. Several processes
-    may share a folder: files appear whole, and the last writer's stays.
+    missing, damaged or of other images costs the teacher's time, nothing else; damage is told of.
+    Several processes may share a folder: files appear whole, and the last writer's stays.
 
     Args:
         folder: of one teacher, number format and machine type: whatever may change its logits for
             the same images must be in the folder's name, as must the number of this process.
+        classes: logits per image; None: not known.
+        log: told of a file that cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        classes: int | None = None,
+        log: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.folder, self.classes, self.log = folder, classes, log
         self._path: Path | None = None
         self._known: dict[str, Tensor] = {}
         self._asked: dict[str, Tensor] = {}
@@ -47,14 +54,26 @@ class TeacherCache:
             return
         self.finish()
         self._path = path
-        try:
-            found = checkpoints.load(path)
-        except CheckpointError:
+        if not path.exists():
             return
+        try:
+            self._known = self._read(path)
+        except CheckpointError as error:
+            self.log(f"{error}: the teacher answers anew")
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        found = checkpoints.load(path)
         answers = found.get("answers") if isinstance(found, dict) else None
-        # torch finds a file that was cut off, but not a bit that has changed.
-        if isinstance(answers, dict) and found.get("sha256") == _digest(*answers.values()):
-            self._known = answers
+        if not isinstance(answers, dict) or not all(map(self._is_answer, answers.values())):
+            raise CheckpointError(f"{path}: not the logits of a teacher of {self.classes} classes")
+        if found.get("sha256") != _digest(answers):
+            raise CheckpointError(f"{path}: damaged answers of the teacher")
+        return answers
+
+    def _is_answer(self, value: object) -> bool:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
+            return False
+        return value.shape[1] == (self.classes or value.shape[1]) and bool(value.isfinite().all())
 
     def logits(self, images: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
         """The teacher's answer (batch, classes) for images (batch, channels, height, width).
@@ -62,9 +81,9 @@ class TeacherCache:
         Args:
             ask: the teacher itself.
         """
-        digest = _digest(images)
+        digest = _digest({"": images})
         answer = self._known.get(digest)
-        if answer is not None:
+        if answer is not None and len(answer) == len(images):
             return answer.to(images.device)
         logits = ask(images)
         # What is not finite is asked again, so that the search for its origin finds the teacher.
@@ -76,17 +95,17 @@ class TeacherCache:
         """Write what was asked anew; a full disk costs nothing."""
         if self._path is not None and self._asked:
             answers = self._known | self._asked
-            content = {"answers": answers, "sha256": _digest(*answers.values())}
+            content = {"answers": answers, "sha256": _digest(answers)}
             with contextlib.suppress(CheckpointError):
                 checkpoints.save(self._path, content)
         self._path = None
         self._known, self._asked = {}, {}
 
 
-def _digest(*tensors: Tensor) -> str:
+def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for tensor in tensors:
+    for name, tensor in tensors.items():
         held = tensor.detach().cpu().contiguous()
-        digest.update(f"{held.dtype}/{tuple(held.shape)}/".encode())
+        digest.update(f"{name}/{held.dtype}/{tuple(held.shape)}/".encode())
         digest.update(held.view(torch.uint8).numpy().data)
     return digest.hexdigest()

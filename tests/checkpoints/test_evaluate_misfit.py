@@ -6,7 +6,8 @@ import torch
 from ofq_core import checkpoints, evaluate
 from ofq_core.checkpoints import export_released, save_released
 from ofq_core.checkpoints.subject import open_subject
-from ofq_core.errors import CheckpointError, DataError, OFQError, SettingsError
+from ofq_core.errors import CheckpointError, DataError, ModelError, OFQError, SettingsError
+from tests.checkpoints.conftest import FULL
 
 
 def test_quantized_reference_is_refused(run_folder, digits, run):
@@ -20,6 +21,24 @@ def test_reference_that_does_not_fit(run_folder, digits, tmp_path, run):
     checkpoints.save(tmp_path / "other.pt", {"x": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="this reference does not fit the model"):
         run(folder, "--data", digits, "--reference", tmp_path / "other.pt")
+
+
+def test_logits_that_are_not_finite(run_folder, digits, tmp_path, run):
+    """Of the model or of its reference, which is named; all weights are finite, nothing is told."""
+    folder, _ = run_folder()
+    _, full = run_folder(FULL, "teacher", "teacher.pt", seed=2)
+    overflow = {key: torch.full((10,), 3e38) for key in ("head.bias", "head_dist.bias")}
+    bare = tmp_path / "bare.pt"
+    checkpoints.save(bare, {**full.state_dict(), **overflow})
+    with pytest.raises(ModelError) as error:
+        run(folder, "--data", digits, "--reference", bare)
+    expected = "75 of 75 test images get logits that are NaN or infinite, first in "
+    assert str(error.value).startswith(f"{bare}: {expected}")
+    student = folder / "student.pt"
+    checkpoints.save(student, {**torch.load(student, weights_only=True), **overflow})
+    with pytest.raises(ModelError) as error:
+        run(folder, "--data", digits)
+    assert str(error.value).startswith(f"{student}: {expected}")
 
 
 def test_folder_without_settings(run_folder, digits, run):

@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from ofq_core.errors import DataError
 from ofq_core.files import sha256_file, write_atomic, write_json
 
 
@@ -50,14 +51,35 @@ def test_failure_leaves_the_old_file_and_nothing_else(step, error, tmp_path, mon
         assert raised.value.filename == str(path), "not the temporary name"
 
 
-def test_json_is_sorted_and_refuses_nan(tmp_path):
+def test_what_was_there_is_kept_on_request(tmp_path):
+    path, previous = tmp_path / "file", tmp_path / "previous"
+    for content in (b"one", b"two", b"three"):
+        write_atomic(path, content, previous)
+    assert (path.read_bytes(), previous.read_bytes()) == (b"three", b"two")
+    assert names(tmp_path) == ["file", "previous"]
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ({"a": float("nan")}, "a = nan"),
+        ({"a": {"b.c": [0.0, {"d": -float("inf")}]}}, "a.b.c.1.d = -inf"),
+        ([[1.0], (2.0, float("inf"))], "1.1 = inf"),
+    ],
+)
+def test_json_names_a_number_that_is_not_finite(value, where, tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(DataError) as error:
+        write_json(path, value)
+    assert str(error.value) == f"{path} is not written: {where}, expected a finite number"
+    assert not path.exists()
+
+
+def test_json_is_sorted(tmp_path):
     write_json(tmp_path / "file", {"b": 1, "a": [1.5, None]})
     text = (tmp_path / "file").read_text()
     assert text.index('"a"') < text.index('"b"')
     assert json.loads(text) == {"a": [1.5, None], "b": 1}
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "file", {"a": float("nan")})
-    assert (tmp_path / "file").read_text() == text
 
 
 def test_sha256(tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from ofq_core import checkpoints
 from pipelines import training
 from pipelines.params import load_study
 from pipelines.training import Inputs
@@ -69,12 +70,18 @@ def interrupted(interrupted_run, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(trained, command):
-    """The student of the same stage, never interrupted."""
+def experiment(trained, command):
+    """A folder in which the same stage was never interrupted; not to be changed."""
     folder = shutil.copytree(trained, trained.parent / "undisturbed")
     done = command(folder, QAT)
     assert done.code == 0, done.err
-    return (folder / "results/experiment/student.pt").read_bytes()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(experiment):
+    """Its student."""
+    return (experiment / "results/experiment/student.pt").read_bytes()
 
 
 @pytest.fixture
@@ -473,3 +480,65 @@ def test_damaged_student(interrupted, command, refused):
 def test_nothing_trained_yet(workspace, refused):
     message = refused(workspace, "pipelines.evaluate")
     assert message == ("results/experiment: no settings.yaml there; train first (`dvc repro qat`)")
+
+
+TRAINING = "results/experiment/training.json"
+REFERENCE = "results/teacher/reference.json"
+
+
+def with_key(key, value):
+    def change(text):
+        return json.dumps({**json.loads(text), key: value})
+
+    return change
+
+
+def without(key):
+    def change(text):
+        return json.dumps({k: v for k, v in json.loads(text).items() if k != key})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        (TRAINING, lambda text: text[:-30], " cannot be read: "),
+        (TRAINING, lambda text: "[]", " cannot be read: expected a JSON object"),
+        (TRAINING, lambda text: "\udcff", " cannot be read: "),
+        (TRAINING, with_key("val_top1", float("nan")), " cannot be read: it holds NaN"),
+        (TRAINING, without("oscillation"), " cannot be read: no oscillation; train again"),
+        (TRAINING, with_key("settings_sha256", "0" * 64), " is of a run with other settings"),
+        (TRAINING, with_key("settings_sha256", None), " is of a run with other settings"),
+        (REFERENCE, lambda text: text[:-3], " cannot be read: "),
+        (REFERENCE, without("top1"), ": top1 = None, expected a percentage"),
+        (REFERENCE, with_key("top1", "95"), ": top1 = '95', expected a percentage"),
+        (REFERENCE, with_key("top1", True), ": top1 = True, expected a percentage"),
+        (REFERENCE, with_key("top1", 9500), ": top1 = 9500, expected a percentage"),
+        (REFERENCE, with_key("top1", float("inf")), " cannot be read: it holds Infinity"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_damaged_results_of_an_earlier_stage(file, change, expected, experiment, refused, tmp_path):
+    folder = shutil.copytree(experiment, tmp_path / "work")
+    text = (folder / file).read_text()
+    (folder / file).write_bytes(change(text).encode(errors="surrogateescape"))
+    assert refused(folder, "pipelines.evaluate").startswith(f"{file}{expected}")
+
+
+def test_a_damaged_reference_is_refused_before_training(workspace, refused):
+    (workspace / REFERENCE).write_text('{"top1": null}')
+    assert refused(workspace, *CELL).startswith(f"{REFERENCE}: top1 = None, expected a percentage")
+
+
+def test_a_student_whose_logits_are_not_finite(experiment, refused, tmp_path):
+    """All of its weights are finite."""
+    folder = shutil.copytree(experiment, tmp_path / "work")
+    student = folder / "results/experiment/student.pt"
+    state = torch.load(student, weights_only=True)
+    biases = {name: torch.full_like(state[name], 3e38) for name in ("head.bias", "head_dist.bias")}
+    checkpoints.save(student, {**state, **biases})
+    (folder / "results/experiment/env.json").unlink()
+    message = refused(folder, "pipelines.evaluate")
+    expected = "results/experiment/student.pt: 75 of 75 test images get logits that are NaN or"
+    assert message.startswith(expected)

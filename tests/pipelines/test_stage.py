@@ -3,13 +3,26 @@
 import errno
 import gc
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ofq_core.errors import DataError, TrainingStopped
 from pipelines import stage
 from pipelines.stage import large_imports, stage_main
+from tests.patience import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+# Every way in which a command of the suite is run.
+PRINTS = {
+    "stage": "from pipelines.stage import stage_main as run; run(lambda argv: print(text), [])",
+    "evaluate": "from ofq_core.evaluate import command as run; run(lambda argv: print(text))",
+    "slurm": "from slurm.errors import command_main as run; run(lambda argv: print(text), [])",
+    "tables": "from tables.errors import command_main as run; run(lambda: print(text) or 0)",
+}
+TABLE = ("tables.render", "--show", "--out", "tables/reference/digits_full/rendered")
 
 
 def ended(error, capsys):
@@ -61,6 +74,7 @@ def test_stopped_in_another_process(capsys, monkeypatch):
     monkeypatch.setattr(stage.time, "sleep", waited.append)
     monkeypatch.setattr(os, "_exit", sys.exit)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert ended(TrainingStopped("stopped"), capsys) == (143, "")
     assert waited == [stage.STOP_PATIENCE_SECONDS]
 
@@ -78,6 +92,7 @@ def test_another_process_waits_for_the_main_one_to_say_the_same(capsys, monkeypa
     waited = []
     monkeypatch.setattr(stage.time, "sleep", waited.append)
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     assert ended(DataError("data: gone"), capsys) == (1, "error: process 3: data: gone\n")
     assert waited == [stage.PATIENCE_SECONDS]
     assert ended(KeyboardInterrupt(), capsys) == (130, "")
@@ -109,3 +124,64 @@ def test_a_failed_import_leaves_the_search_as_it_was():
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def python(*words, stdout=subprocess.PIPE, encoding="utf-8"):
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("kind", PRINTS)
+def test_a_terminal_that_lacks_characters(kind):
+    code = "text = '2 \\u00b1 1 \\u2192 caf\\u00e9'; " + PRINTS[kind]
+    done = python("-c", code, encoding="ascii")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"2 ? 1 ? caf?\n", b"")
+
+
+@pytest.mark.parametrize(("encoding", "sign"), [("ascii", b"?"), ("latin-1", b"\xb1")])
+def test_the_table_on_such_a_terminal(encoding, sign):
+    """As `make repro` ends."""
+    done = python("-m", *TABLE, encoding=encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"88.42 %b 1.53 (5)" % sign in done.stdout
+
+
+@pytest.fixture
+def unread():
+    """The end of a pipe whose reader has gone."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    yield writes
+    os.close(writes)
+
+
+@pytest.mark.parametrize("kind", PRINTS)
+def test_output_that_nobody_reads(kind, unread):
+    """As `... | head`: the shell's own status, and not a word."""
+    done = python("-c", f"text = 'a line'; {PRINTS[kind]}", stdout=unread)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_the_table_that_nobody_reads(unread):
+    done = python("-m", *TABLE, stdout=unread)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_another_pipe_that_breaks_is_an_error(capsys):
+    assert ended(BrokenPipeError(errno.EPIPE, "Broken pipe"), capsys) == ("error: Broken pipe", "")
+
+
+def test_a_rank_without_a_world_is_left_over(monkeypatch):
+    """No process is waited for, and the message is the main one's."""
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert stage.is_main()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert not stage.is_main()

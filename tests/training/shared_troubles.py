@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
+from ofq_core import checkpoints
 from ofq_core.distributed import join_world
+from ofq_core.errors import CheckpointError
 from ofq_core.settings import RunSettings
 from ofq_core.training import TrainingError, TrainingStopped
 from pipelines.training import Inputs
@@ -54,6 +56,23 @@ def main(folder):
             broken.run()
         except TrainingError as error:
             found["broken"] = str(error)
+        world.wait()
+
+        # Its first image of the validation is not, either.
+        unknown = trainer("unknown")
+        validation = unknown.data.eval_batches
+
+        def spoilt_validation(*where):
+            for batch in validation(*where):
+                images = batch.images.clone()
+                images[: int(mine)] = float("nan")
+                yield replace(batch, images=images)
+
+        unknown.data.eval_batches = spoilt_validation
+        try:
+            unknown.run()
+        except TrainingError as error:
+            found["unknown"] = str(error)
         world.wait()
 
         # The device of process 1 holds four images.
@@ -105,6 +124,37 @@ def main(folder):
             **outcome(again),
             "written": written,
             "steps": [len(each.data.seen) for each in (stopped, again)],
+        }
+
+        # Both are killed, and the last checkpoint is damaged; once process 1 alone cannot read it.
+        try:
+            trainer("torn", observe=cut_off).run()
+        except CutOffError:
+            world.wait()
+        load = checkpoints.load_checkpoint
+
+        def fail(path, key):
+            raise CheckpointError(f"{path} cannot be read by one")
+
+        if mine:
+            checkpoints.load_checkpoint = fail
+        try:
+            trainer("torn").run()
+        except CheckpointError as error:
+            found["unread by one"] = str(error)
+        checkpoints.load_checkpoint = load
+        world.wait()
+        if not mine:
+            content = (folder / "torn.pt").read_bytes()
+            (folder / "torn.pt").write_bytes(content[:-2000])
+        world.wait()
+        log = []
+        mended = trainer("torn", log=log.append)
+        mended.run()
+        found["mended"] = {
+            **outcome(mended),
+            "steps": len(mended.data.seen),
+            "log": [line for line in log if "torn" in line],
         }
 
         going_on = trainer("alone")

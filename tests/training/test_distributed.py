@@ -1,11 +1,12 @@
 """Processes that train together: who they are, and trouble that only one of them has."""
 
 import json
+import socket
 
 import pytest
 import torch
 
-from ofq_core import checkpoints
+from ofq_core import checkpoints, distributed
 from ofq_core.distributed import World, join_world
 from ofq_core.errors import SettingsError
 from pipelines.training import Inputs
@@ -18,7 +19,12 @@ from tests.training.doubled import (
 )
 from tests.training.shared_troubles import CutOffError, cut_off
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OFQ_DEVICE", "OFQ_MICRO_BATCH")
+NAMES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
+    *("SLURM_JOB_ID", "OFQ_DEVICE", "OFQ_MICRO_BATCH"),
+)
+# Nobody listens there: the port of discarding, without its server.
+MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
 
 
 @pytest.fixture
@@ -56,13 +62,56 @@ def test_most_images_of_a_forward(joined):
         ({"OFQ_MICRO_BATCH": "8.5"}, "OFQ_MICRO_BATCH = '8.5': expected a whole number"),
         ({"OFQ_MICRO_BATCH": "²"}, "OFQ_MICRO_BATCH = '²': expected a whole number"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two': expected a whole number, at least 1"),
-        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK = 2: expected a number below WORLD_SIZE = 2"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", **MEETING},
+            "RANK = 2: expected a number below WORLD_SIZE = 2",
+        ),
+        (
+            {"RANK": "1"},
+            "RANK = 1: expected a number below WORLD_SIZE = 1; without a launcher such as torchrun "
+            "unset RANK",
+        ),
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE = 2, but there is no RANK and no MASTER_ADDR and no MASTER_PORT: no "
+            "launcher such as torchrun started this process; unset WORLD_SIZE",
+        ),
+        (
+            {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": ""},
+            "WORLD_SIZE = 4, but there is no MASTER_PORT: no launcher",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", **MEETING, "MASTER_PORT": "http"},
+            "MASTER_PORT = 'http': expected a whole number",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", **MEETING, "MASTER_PORT": "65536"},
+            "MASTER_PORT = '65536': expected a whole number, at most 65535",
+        ),
     ],
 )
 def test_values_that_cannot_be(environment, message, joined):
     with pytest.raises(SettingsError) as error:
         joined(**environment)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_others_that_do_not_come(rank, joined, monkeypatch, capfd):
+    """All that a launcher sets was left over: it ends, with one message and nothing else."""
+    monkeypatch.setattr(distributed, "BY_HAND_SECONDS", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with pytest.raises(SettingsError) as error:
+        joined(WORLD_SIZE="2", RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    expected = (
+        f"WORLD_SIZE = 2, RANK = {rank}: the 2 processes did not meet at 127.0.0.1:{port} within 1 "
+        "s ("
+    )
+    assert str(error.value).startswith(expected)
+    assert "; without a launcher such as torchrun unset WORLD_SIZE and" in str(error.value)
+    assert capfd.readouterr().err == ""
 
 
 def test_cuda_that_is_not_there(joined, monkeypatch):
@@ -76,7 +125,7 @@ def test_more_processes_than_cuda_devices(joined, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(SettingsError, match=r"process 2 .* start at most 2 .*OFQ_PROCESSES"):
-        joined(WORLD_SIZE="3", RANK="2", LOCAL_RANK="2")
+        joined(WORLD_SIZE="3", RANK="2", LOCAL_RANK="2", **MEETING)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +175,25 @@ def test_not_a_number_in_one_process_stops_both(troubled):
     state = checkpoints.load(folder / "broken.pt")
     assert (state["progress"]["epoch"], state["progress"]["running"]["steps"]) == (1, 2)
     assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
+
+
+def test_a_validation_that_one_process_cannot_tell_stops_both(troubled):
+    expected = "after step 6 (epoch 0), 1 of 30 val images get logits that are NaN or"
+    for result in troubled[1]:
+        assert result["unknown"].startswith(expected)
+
+
+def test_both_take_the_same_checkpoint(troubled, identical):
+    """Of a damaged one both say so and take the one before; the result is the same."""
+    folder = troubled[0]
+    for result in troubled[1]:
+        assert result["unread by one"] == f"{folder / 'torn.pt'} cannot be read by one"
+        mended = result["mended"]
+        assert mended.pop("steps") == 18 - 7
+        damaged, going_on = mended.pop("log")
+        assert damaged.endswith(f"; not used, kept as {folder / 'torn.unusable'}")
+        assert going_on.endswith(f"after epoch 1, step 1 from {folder / 'torn.previous.pt'}")
+        identical(mended, result["undisturbed"])
 
 
 def test_memory_of_one_process_decides_for_both(troubled, whole):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ofq_core.explain import Model, did_you_mean
 from ofq_core.settings.methods import WEIGHT_METHODS
-from ofq_core.settings.types import Bits, whole_number
+from ofq_core.settings.types import Bits, EdgeBits, Flag, Text
 
-BoundaryRange = Annotated[float, Field(gt=0, le=0.5)]
+BoundaryRange = Annotated[float, Field(gt=0, le=0.5, strict=True)]
+Options = dict[Text, Annotated[float, Field(strict=True)] | None]
 
 
 def method_name(weight: str, qkr: bool, cga: bool) -> str:
@@ -51,10 +52,10 @@ def checked_options(weight: str, options: dict[str, float | None]) -> dict[str, 
 class _Combination(Model):
     """A weight quantizer with or without QKR and CGA, as far as that has a meaning."""
 
-    weight: str
-    qkr: bool
-    cga: bool
-    options: dict[str, float | None] = Field(default_factory=dict)
+    weight: Text
+    qkr: Flag
+    cga: Flag
+    options: Options = Field(default_factory=dict)
 
     @field_validator("weight")
     @classmethod
@@ -88,13 +89,8 @@ class QuantSettings(_Combination):
 
     wbits: Bits
     abits: Bits
-    edge_bits: Literal[8, 32] = 8
+    edge_bits: EdgeBits = 8
     boundary_range: BoundaryRange = 0.005
-
-    @field_validator("wbits", "abits", "edge_bits", mode="before")
-    @classmethod
-    def _whole_number(cls, value: Any) -> Any:
-        return whole_number(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> QuantSettings:
@@ -145,5 +141,5 @@ class MethodSettings(_Combination):
 class CommonQuantSettings(Model):
     """What the cells of a grid have in common; see `QuantSettings`."""
 
-    edge_bits: Literal[8, 32] = 8
+    edge_bits: EdgeBits = 8
     boundary_range: BoundaryRange = 0.005

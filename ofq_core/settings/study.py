@@ -17,7 +17,7 @@ from ofq_core.settings.methods import WEIGHT_METHODS
 from ofq_core.settings.model import ModelSettings
 from ofq_core.settings.quant import CommonQuantSettings, MethodSettings, QuantSettings
 from ofq_core.settings.recipe import DistillSettings, RecipeChoice, RecipeSettings
-from ofq_core.settings.types import LowBits, Name, Seed
+from ofq_core.settings.types import LowBits, Name, Seed, Text
 
 
 class TeacherSettings(Model):
@@ -29,7 +29,7 @@ class TeacherSettings(Model):
 
     seed: Seed
     recipe: RecipeSettings | None = None
-    checkpoint: str | None = None
+    checkpoint: Text | None = None
     pretrained: Literal["timm", "torchvision"] | None = None
 
     @model_validator(mode="after")

@@ -50,7 +50,7 @@ def _causes(error: ValidationError) -> list[dict[str, Any]]:
 
     A list of which no entry is valid is also too short, a misspelt key is also a missing one.
     """
-    found = [dict(e) for e in error.errors(include_url=False)]
+    found: list[dict[str, Any]] = [dict(e) for e in error.errors(include_url=False)]
     wrong = {e["loc"] for e in found}
     followed = {loc[:length] for loc in wrong for length in range(len(loc))}
     misspelt = {
@@ -74,7 +74,7 @@ def unknown(places: list[type[Model]], key: str) -> str:
 
 
 # Kinds of mistakes with a message of their own.
-OWN = {"data_kind"}
+OWN = {"data_kind", "unread"}
 
 # What is right, by pydantic's name of the mistake; {} are its numbers.
 _EXPECTED = {
@@ -84,6 +84,7 @@ _EXPECTED = {
     "float_type": "a number",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
+    "int_parsing_size": "a smaller number",
     "int_type": "a whole number",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",

@@ -192,6 +192,125 @@ MISTAKES = [
     ("data.source", "folder", ["data.name = 'digits'", "'digits' without data.source"]),
 ]
 
+# What Python and YAML take for a number, a truth value or a text, and what a file system does.
+MISTAKES += [
+    ("recipe.lr", True, ["recipe.lr = True", "expected a number"]),
+    ("recipe.lr", "0.1", ["recipe.lr = '0.1'", "expected a number"]),
+    ("recipe.lr", 10**400, ["recipe.lr = ", "expected a number"]),
+    ("recipe.mixup", False, ["recipe.mixup = False", "expected a number"]),
+    ("distill.temperature", "1", ["distill.temperature = '1'", "expected a number"]),
+    ("data.noise", "0", ["data.noise = '0'", "expected a number"]),
+    ("quant.boundary_range", "0.1", ["quant.boundary_range = '0.1'", "expected a number"]),
+    ("quant.options", {"strength": True}, ["quant.options.strength = True", "expected a number"]),
+    ("quant.options", {"strength": "1"}, ["quant.options.strength = '1'", "expected a number"]),
+    ("seed", 1.0, ["seed = 1.0", "expected a whole number"]),
+    ("seed", "1", ["seed = '1'", "expected a whole number"]),
+    ("grid.seeds", [1, True], ["grid.seeds.1 = True", "expected a whole number"]),
+    ("grid.quant", {"edge_bits": 8.0}, ["grid.quant.edge_bits = 8.0", "expected a whole number"]),
+    ("quant.qkr", 1, ["quant.qkr = 1", "expected true or false"]),
+    ("quant.cga", "yes", ["quant.cga = 'yes'", "expected true or false"]),
+    ("recipe.compile", 1, ["recipe.compile = 1", "expected true, false or a text"]),
+    ("recipe.compile", "never", ["recipe.compile = 'never'", "expected True, False or 'auto'"]),
+    ("distill.cache_teacher", 0, ["distill.cache_teacher = 0", "expected true or false"]),
+    ("study", 12e8, ["study = 1200000000.0", "expected a text", "in quotes"]),
+    ("study", True, ["study = True", "expected a text"]),
+    ("study", "", ["study = ''", "a text that is not empty"]),
+    ("model.name", "", ["model.name = ''", "a text that is not empty"]),
+    ("teacher.checkpoint", "", ["teacher.checkpoint = ''", "a text that is not empty"]),
+    ("study", "noise", ["study = 'noise'", "results/noise is taken by a stage"]),
+    ("study", "Teacher", ["study = 'Teacher'", "results/teacher is taken by a stage"]),
+    ("study", "a" * 101, ["study = 'aaa", "at most 100 characters, found 101"]),
+    ("study", "a.", ["study = 'a.'", "without a dot at its end"]),
+    ("study", "..", ["study = '..'", "expected letters, digits"]),
+    ("study", "nul", ["study = 'nul'", "on Windows this one is a device"]),
+    ("study", "Con.2", ["study = 'Con.2'", "on Windows this one is a device"]),
+    ("study", "a\n", ["study = 'a\\n'", "expected letters, digits"]),
+    ("methods.a b", {"weight": "lsq", "qkr": False, "cga": False}, ["methods.'a b'", "letters"]),
+    ("recipe.epochs", 10**12, ["recipe.epochs = 1000000000000", "at most 100000"]),
+    ("model.depth", 10**6, ["model.depth = 1000000", "at most 100000"]),
+    ("recipe.batch_size", 10**30, ["recipe.batch_size = 1", "at most 1000000000"]),
+    ("quant.edge_bits", 10**30, ["quant.edge_bits = 1", "expected a smaller number"]),
+    ("recipe.precision", "x" * 500, ["recipe.precision = 'xxx", "...xxx", "'fp32' or 'bf16'"]),
+    ("recipe." + "x" * 500, 1, ["recipe.'xxx", "...xxx", "unknown key"]),
+    ("quant.weight", "x" * 500, ["quant.weight = 'xxx", "unknown method 'xxx", "...xxx"]),
+    # one line, not what follows from it
+    ("grid.seeds", ["010"], ["grid.seeds.0 = '010'", "expected a whole number"]),
+    ("grid", {**VALID["grid"], 5: 1}, ["grid.5: no key is a number"]),
+    ("methods", {5: VALID["methods"]["lsq"]}, ["methods.5 = 5", "expected a text"]),
+]
+
+# What contradicts itself, and what nothing would read.
+WARM = {**RECIPE, "warmup_epochs": 2}
+MIXED = {**RECIPE, "mixup": 0.8, "cutmix": 1.0}
+SOFT = {**VALID, "distill": {"hard_weight": 0.0}}
+HARD = {**VALID, "distill": {"soft_weight": 0.0}}
+NO_CGA = changed("quant", {"weight": "lsq", "wbits": 2, "abits": 2, "qkr": False, "cga": False})
+FULL = changed("quant", {**NO_CGA["quant"], "weight": "obr", "wbits": 32, "abits": 32})
+TRAIN = {**VALID, "fidelity": {"teacher_mode": "train"}}
+PHOTOS = {"name": "photos", "source": "folder"}
+BY_BITS = {bits: {"lr": 0.1} for bits in (2, 3, 4)}
+NO_EFFECT = "has no effect: "
+CONTRADICTIONS = [
+    (VALID, "recipe", {**WARM, "warmup_lr": 0.1}, ["recipe: warmup_lr = 0.1", "exceed lr = 0.001"]),
+    (VALID, "recipe.warmup_epochs", 10, ["recipe: warmup_epochs = 10 must be below"]),
+    (VALID, "model.mlp_ratio", 0.001, ["model: mlp_ratio = 0.001", "an MLP of width zero"]),
+    (VALID, "grid.full_precision_seeds", [1, 0], ["grid.full_precision_seeds = [1, 0] holds"]),
+    (SOFT, "recipe.label_smoothing", 0.1, ["recipe.label_smoothing = 0.1: " + NO_EFFECT]),
+    (SOFT, "recipe", {**MIXED, "mix_smoothing": 0.2}, ["recipe.mix_smoothing = 0.2: " + NO_EFFECT]),
+    (VALID, "recipe", {**MIXED, "label_smoothing": 0.1}, ["recipe.label_smoothing = 0.1: "]),
+    (HARD, "distill", {"soft_weight": 0.0, "temperature": 2.0}, ["distill.temperature = 2.0: "]),
+    (
+        HARD,
+        "distill",
+        {"soft_weight": 0.0, "cache_teacher": True},
+        ["distill.cache_teacher = True"],
+    ),
+    (TRAIN, "distill.cache_teacher", True, ["distill.cache_teacher = True: " + NO_EFFECT]),
+    (VALID, "recipe.cooldown_epochs", 3, ["recipe.cooldown_epochs = 3: " + NO_EFFECT, "cooldown"]),
+    (VALID, "teacher.recipe.cooldown_epochs", 3, ["teacher.recipe.cooldown_epochs = 3: "]),
+    (VALID, "recipe.mix_prob", 0.5, ["recipe.mix_prob = 0.5: " + NO_EFFECT, "mixup = cutmix = 0"]),
+    (VALID, "recipe.mix_switch_prob", 0.1, ["recipe.mix_switch_prob = 0.1: " + NO_EFFECT]),
+    (VALID, "recipe.mix_smoothing", 0.2, ["recipe.mix_smoothing = 0.2: " + NO_EFFECT]),
+    (VALID, "recipe.mix_group", 4, ["recipe.mix_group = 4: " + NO_EFFECT]),
+    (VALID, "recipe.warmup_lr", 1e-4, ["recipe.warmup_lr = 0.0001: " + NO_EFFECT, "warmup_epochs"]),
+    (VALID, "teacher.recipe.warmup_lr", 1e-4, ["teacher.recipe.warmup_lr = 0.0001: " + NO_EFFECT]),
+    (VALID, "teacher.recipe.mix_prob", 0.5, ["teacher.recipe.mix_prob = 0.5: " + NO_EFFECT]),
+    (
+        VALID,
+        "recipe.by_bits",
+        {2: {"lr": 0.1}},
+        ["recipe.by_bits.2.lr = 0.1: ", "recipe.lr = 0.001"],
+    ),
+    (NO_CGA, "quant.boundary_range", 0.01, ["quant.boundary_range = 0.01: " + NO_EFFECT]),
+    (FULL, "quant.options", {"strength": 0.5}, ["quant.options.strength = 0.5: " + NO_EFFECT]),
+    (VALID, "data", {**PHOTOS, "erase_count": 2}, ["data.erase_count = 2: " + NO_EFFECT]),
+    (VALID, "data", {**PHOTOS, "pad": 4}, ["data.pad = 4: " + NO_EFFECT]),
+    (VALID, "data", {**PHOTOS, "download": True}, ["data.download = True: " + NO_EFFECT]),
+    (VALID, "data", {**PHOTOS, "name": "Digits"}, ["data.name = 'Digits'", "data/digits is taken"]),
+    (VALID, "data", {**PHOTOS, "name": "settings-checked"}, ["data/settings-checked is taken"]),
+]
+
+# As near to these as can be, and right.
+SENSIBLE = [
+    (VALID, "recipe", {**RECIPE, "lr": 1}),
+    (VALID, "recipe", {**WARM, "warmup_lr": 1e-3}),
+    (VALID, "recipe.warmup_lr", 1e-6),
+    (VALID, "recipe.mix_prob", None),
+    (VALID, "recipe.label_smoothing", 0.1),
+    (VALID, "recipe", {**MIXED, "mix_prob": 0.5, "mix_switch_prob": 0.1, "mix_group": 4}),
+    (SOFT, "teacher.recipe.label_smoothing", 0.1),
+    (SOFT, "distill.temperature", 2.0),
+    (VALID, "distill.cache_teacher", True),
+    ({**VALID, "fidelity": {"cooldown": True}}, "recipe.cooldown_epochs", 3),
+    (VALID, "recipe", {**RECIPE, "lr": None, "by_bits": BY_BITS}),
+    (VALID, "quant.boundary_range", 0.01),
+    (VALID, "model.mlp_ratio", 0.01),
+    (VALID, "grid.full_precision_seeds", [1, 2]),
+    (VALID, "study", "2024-01-01"),
+    (VALID, "study", "console"),
+    (VALID, "study", "a" * 100),
+]
+
 # The same for a change of data that is read from images.
 IMAGES = {"name": "photos", "source": "folder", "size": 32}
 IMAGE_MISTAKES = [
@@ -231,6 +350,16 @@ def test_mistake_about_images(mistake):
     one_line(mistake, {**VALID, "data": IMAGES})
 
 
+@pytest.mark.parametrize(("valid", "path", "value", "parts"), CONTRADICTIONS)
+def test_what_contradicts_itself_or_has_no_effect(valid, path, value, parts):
+    one_line((path, value, parts), valid)
+
+
+@pytest.mark.parametrize(("valid", "path", "value"), SENSIBLE)
+def test_what_is_near_to_it_and_right(valid, path, value):
+    read(changed(path, value, valid))
+
+
 def one_line(mistake, valid):
     path, value, parts = mistake
     read(valid)
@@ -242,6 +371,55 @@ def one_line(mistake, valid):
     assert "settings:" not in message, "no place that the user does not know"
     assert "pydantic" not in message
     assert "Value error" not in message
+
+
+# What may stand at any key by mistake, and words that only pydantic's authors would use.
+ANYTHING = [
+    *(None, True, 0, -1, 1.5, math.nan, math.inf, 10**30, 1e300, "", "x", "0.1", "yes", "x" * 1000),
+    *([], [1], [None], [[1]], [{}], {}, {"a": 1}, {1: 2}, {"": 1}, {"a b": {}}),
+]
+RAW_WORDS = ("Input", "should", "valid", "instance", "type=", "union", "pydantic", "Value error")
+
+
+@pytest.mark.parametrize("valid", [VALID, {**VALID, "data": IMAGES}], ids=["digits", "images"])
+def test_anything_at_any_key_is_taken_or_explained(valid):
+    """One line for a value, whatever it is; for several keys at once one line each."""
+    raw = read(valid).model_dump(mode="json")
+    raw["recipe"]["by_bits"] = {"2": dict(RECIPE)}
+    for key in RECIPE:
+        raw["recipe"][key] = None
+    raw["grid"]["bits"] = [2]
+    read(raw)
+    for path in paths(raw):
+        for value in ANYTHING:
+            try:
+                read(with_value(raw, path, value))
+            except SettingsError as error:
+                lines = str(error).splitlines()
+            else:
+                continue
+            message = f"{path}: {value!r:.50}: {lines}"
+            assert not any(word in line for line in lines for word in RAW_WORDS), message
+            assert all(line.startswith("params.yaml: ") for line in lines), message
+            assert "this value is not allowed" not in str(lines), message
+            assert all(len(line) < 500 for line in lines), message
+            assert len(lines) == 1 or isinstance(value, dict | list), message
+
+
+def paths(value, above=()):
+    entries = value.items() if isinstance(value, dict) else ()
+    entries = enumerate(value) if isinstance(value, list) else entries
+    for key, inner in entries:
+        yield (*above, key)
+        yield from paths(inner, (*above, key))
+
+
+def with_value(raw, path, value):
+    """A copy in which one place has changed; all others are shared."""
+    key, *below = path
+    copied = raw.copy()
+    copied[key] = with_value(raw[key], below, value) if below else value
+    return copied
 
 
 def test_cga_without_quantized_weights():

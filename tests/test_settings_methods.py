@@ -280,7 +280,7 @@ def test_a_row_with_a_boundary_range():
     ("toggles", "name"),
     [
         ({"weight": "statsq", "qkr": True, "cga": True, "boundary_range": 0.05}, "ofq_br0p05"),
-        ({"weight": "lsq", "qkr": True, "cga": False, "boundary_range": 0.5}, "lsq_qkr_br0p5"),
+        ({"weight": "lsq", "qkr": True, "cga": True, "boundary_range": 0.5}, "lsq_qkr_cga_br0p5"),
         ({"weight": "statsq", **NO_TOGGLES, "fidelity": "described"}, "statsq_described"),
         (
             {

@@ -119,6 +119,14 @@ class ImageSettings(Model):
     eval_interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     max_unreadable: Share = 0.001
 
+    @field_validator("name")
+    @classmethod
+    def _own_folder(cls, value: str) -> str:
+        # Not in another case either: there are file systems on which that is the same folder.
+        if value.lower() in ("digits", "settings-checked"):
+            raise ValueError(f"data/{value.lower()} is taken: expected another name")
+        return value
+
     @field_validator("source")
     @classmethod
     def _known_kind(cls, value: str) -> str:

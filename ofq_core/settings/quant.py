@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ofq_core.errors import shortened
 from ofq_core.explain import Model, did_you_mean
 from ofq_core.settings.methods import WEIGHT_METHODS
 from ofq_core.settings.types import Bits, EdgeBits, Flag, Text
@@ -24,7 +25,7 @@ def known_weight(name: str) -> str:
     """The name of a method, or ValueError."""
     if name not in WEIGHT_METHODS:
         raise ValueError(
-            f"unknown method {name!r}{did_you_mean(name, WEIGHT_METHODS)}; known are "
+            f"unknown method {shortened(name)}{did_you_mean(name, WEIGHT_METHODS)}; known are "
             f"{', '.join(WEIGHT_METHODS)}"
         )
     return name
@@ -38,7 +39,7 @@ def checked_options(weight: str, options: dict[str, float | None]) -> dict[str, 
         if name not in known:
             allowed = f"known are {', '.join(known)}" if known else "it has none"
             raise ValueError(
-                f"options.{name}: weight = {weight!r} has no such option"
+                f"options.{shortened(name)[1:-1]}: weight = {weight!r} has no such option"
                 f"{did_you_mean(name, known)}; {allowed}"
             )
         low, high = known[name].low, known[name].high

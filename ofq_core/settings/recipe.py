@@ -147,7 +147,7 @@ class RecipeChoice(PartialRecipe):  # type: ignore[misc]
                     "width or every recipe needs"
                 )
             try:
-                RecipeSettings.model_validate(self._merged(bits))
+                RecipeSettings.model_validate(self.merged(bits))
             except ValidationError as error:
                 reason = error.errors()[0]["ctx"]["error"]
                 raise ValueError(f"at {bits} bits, {reason}") from None
@@ -168,16 +168,25 @@ class RecipeChoice(PartialRecipe):  # type: ignore[misc]
                 f"{source}: quant.wbits = {wbits}: recipe.by_bits has a recipe for {known} bits "
                 f"only; take one of these, or set {keys}"
             )
-        return validated(RecipeSettings, self._merged(wbits), source, prefix="recipe")
+        return validated(RecipeSettings, self.merged(wbits), source, prefix="recipe")
 
-    def _merged(self, wbits: int) -> dict[str, Any]:
+    def merged(self, wbits: int) -> dict[str, Any]:
+        """What is set for a bit width: here, or else in `by_bits`."""
         special = _set_keys(self.by_bits[wbits]) if wbits in self.by_bits else {}
         return {**special, **_set_keys(self)}
+
+    def is_complete(self, wbits: int) -> bool:
+        """Whether there is a recipe for a bit width that contradicts itself nowhere."""
+        try:
+            self.resolve(wbits, "recipe")
+        except SettingsError:
+            return False
+        return True
 
     def _missing(self, wbits: int) -> list[str]:
         """Keys without a value at a bit width, though `by_bits` or every recipe needs one."""
         somewhere = {key for recipe in self.by_bits.values() for key in _set_keys(recipe)}
-        here = self._merged(wbits)
+        here = self.merged(wbits)
         return [
             key
             for key, field in RecipeSettings.model_fields.items()

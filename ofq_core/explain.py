@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
-from ofq_core.errors import SettingsError
+from ofq_core.errors import SettingsError, shortened
 
 
 class Model(BaseModel):
@@ -39,9 +40,30 @@ def validated(model: type[M], raw: Any, source: str, prefix: str = "") -> M:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(model, dict(e), prefix) for e in error.errors()]
+        lines = [_explain(model, e, prefix) for e in _causes(error)]
         message = "\n".join(f"{source}: {line}" for line in lines)
     raise SettingsError(message)
+
+
+def _causes(error: ValidationError) -> list[dict[str, Any]]:
+    """What is wrong, without what only follows from it.
+
+    A list of which no entry is valid is also too short, a misspelt key is also a missing one.
+    """
+    found: list[dict[str, Any]] = [dict(e) for e in error.errors(include_url=False)]
+    wrong = {e["loc"] for e in found}
+    followed = {loc[:length] for loc in wrong for length in range(len(loc))}
+    misspelt = {
+        (*loc[:-1], key)
+        for loc in (e["loc"] for e in found if e["type"] == "extra_forbidden")
+        for key in (e["loc"][-1] for e in found if e["type"] == "missing")
+        if difflib.get_close_matches(str(loc[-1]), [str(key)])
+    }
+    return [
+        e
+        for e in found
+        if e["loc"] not in followed and not (e["type"] == "missing" and e["loc"] in misspelt)
+    ]
 
 
 def unknown(places: list[type[Model]], key: str) -> str:
@@ -51,25 +73,65 @@ def unknown(places: list[type[Model]], key: str) -> str:
     return f"unknown key{hint} (known keys: {', '.join(known)})"
 
 
+# Kinds of mistakes with a message of their own.
+OWN = {"data_kind", "unread"}
+
+# What is right, by pydantic's name of the mistake; {} are its numbers.
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "keys with values",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_parsing_size": "a smaller number",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "model_type": "keys with values",
+    "multiple_of": "a multiple of {multiple_of}",
+    "string_too_short": "a text that is not empty",
+    "string_type": "a text (what looks like a number, true or null is one in quotes)",
+    "too_long": "at most {max_length} entries",
+    "too_short": "at least {min_length} entries",
+    "tuple_type": "a list",
+}
+
+
 def _explain(model: type[Model], error: dict[str, Any], prefix: str) -> str:
-    location, places = _untagged(model, [str(part) for part in error["loc"]])
-    key = ".".join(([prefix] if prefix else []) + location) or "settings"
-    kind, context = error["type"], error.get("ctx", {})
+    parts = ["" if part is None else str(part) for part in error["loc"]]
+    location, places = _untagged(model, parts)
+    key = ".".join(([prefix] if prefix else []) + [_readable(part) for part in location])
+    key = key or "settings"
+    kind, value = error["type"], error["input"]
+    context = {k: f"{v:g}" if type(v) is float else v for k, v in error.get("ctx", {}).items()}
     if kind == "extra_forbidden":
         return f"{key}: {unknown(places, location[-1])}"
+    if kind == "missing" and isinstance(error["loc"][-1], int):
+        return f"{key}: this entry is missing"
     if kind == "missing":
         return f"{key}: this key is missing"
+    if kind == "invalid_key":
+        return f"{key}: no key is a number"
     if kind == "value_error":
-        reason = str(context.get("error", error["msg"]))
+        reason = str(context["error"])
         # A rule about several keys already names them and their values.
-        if isinstance(error["input"], dict):
+        if isinstance(value, dict):
             return f"{key}: {reason}" if location or prefix else reason
-        return f"{key} = {error['input']!r}: {reason}{_allowed(places, location)}"
-    if kind == "literal_error":
-        expected = context.get("expected", "")
-        return f"{key} = {error['input']!r}: expected {expected}"
-    reason = error["msg"].replace("Input should be", "expected")
-    return f"{key} = {error['input']!r}: {reason[0].lower()}{reason[1:]}"
+        return f"{key} = {shortened(value)}: {reason}{_allowed(places, location)}"
+    if kind in _EXPECTED:
+        reason = f"expected {_EXPECTED[kind].format(**context)}"
+    elif kind in OWN:
+        reason = error["msg"]
+    else:
+        reason = "this value is not allowed"
+    return f"{key} = {shortened(value)}: {reason}"
+
+
+def _readable(part: str) -> str:
+    """A part of a key as a message shows it: one with strange characters in quotes."""
+    return part if re.fullmatch(r"[\w.@-]{1,80}", part) else shortened(part)
 
 
 def models_at(model: type[Model], location: list[str]) -> list[type[Model]]:

@@ -297,7 +297,7 @@ def test_a_row_with_a_boundary_range():
     ("toggles", "name"),
     [
         ({"weight": "statsq", "qkr": True, "cga": True, "boundary_range": 0.05}, "ofq_br0p05"),
-        ({"weight": "lsq", "qkr": True, "cga": False, "boundary_range": 0.5}, "lsq_qkr_br0p5"),
+        ({"weight": "lsq", "qkr": True, "cga": True, "boundary_range": 0.5}, "lsq_qkr_cga_br0p5"),
         ({"weight": "statsq", **NO_TOGGLES, "fidelity": "described"}, "statsq_described"),
         (
             {
@@ -322,8 +322,8 @@ def test_a_row_is_called_what_it_is(toggles, name):
     ("key", "value", "part"),
     [
         ("fidelity", "mixed", "methods.ofq.fidelity = 'mixed': expected 'described' or 'released'"),
-        ("boundary_range", 0, "methods.ofq.boundary_range = 0: expected greater than 0"),
-        ("boundary_range", 0.51, "methods.ofq.boundary_range = 0.51: expected less than or equal"),
+        ("boundary_range", 0, "methods.ofq.boundary_range = 0: expected more than 0"),
+        ("boundary_range", 0.51, "methods.ofq.boundary_range = 0.51: expected at most 0.5"),
         ("options", {"x": 1}, "methods.ofq: options.x: weight = 'statsq' has no such option"),
         ("wbits", 2, "methods.ofq.wbits: unknown key"),
     ],

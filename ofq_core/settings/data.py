@@ -18,7 +18,21 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ofq_core.explain import Model
-from ofq_core.settings.types import Count, CountOrZero, Name, NotNegative, Probability, Seed, Share
+from ofq_core.settings.types import (
+    Channels,
+    Count,
+    CountOrZero,
+    Flag,
+    Name,
+    NotNegative,
+    OpenShare,
+    Positive,
+    Probability,
+    Seed,
+    Share,
+    SmallCount,
+    Text,
+)
 
 
 class DigitsSettings(Model):
@@ -30,14 +44,14 @@ class DigitsSettings(Model):
     """
 
     name: Literal["digits"]
-    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_share: OpenShare = 0.25
+    val_share: OpenShare = 0.1
     split_seed: Seed = 0
     subset: Count | None = None
-    shift_pixels: Annotated[float, Field(ge=0, le=4)] = 1.0
+    shift_pixels: Annotated[float, Field(ge=0, le=4, strict=True)] = 1.0
     scale_range: Share = 0.1
-    rotate_degrees: Annotated[float, Field(ge=0, le=45)] = 10.0
-    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    rotate_degrees: Annotated[float, Field(ge=0, le=45, strict=True)] = 10.0
+    noise: Probability = 0.0
 
     @model_validator(mode="after")
     def _train_left(self) -> DigitsSettings:
@@ -50,8 +64,9 @@ class DigitsSettings(Model):
 
 
 Interpolation = Literal["random", "bilinear", "bicubic"]
-Triple = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+Number = Annotated[float, Field(strict=True)]
+Triple = Annotated[tuple[Number, ...], Field(min_length=1, max_length=3)]
+Range = tuple[Positive, Positive]
 
 # What timm reads in a policy. It passes over everything else in silence.
 _NUMBER = r"\d+(\.\d+)?"
@@ -80,15 +95,15 @@ class ImageSettings(Model):
     """
 
     name: Name
-    source: Annotated[str, Field(pattern=r"^(folder|(torch|wds|hfds)/.+)$")]
-    train_split: str = "train"
-    test_split: str = "validation"
+    source: Text
+    train_split: Text = "train"
+    test_split: Text = "validation"
     val_share: Share = 0.01
     split_seed: Seed = 0
     subset: Count | None = None
-    download: bool = False
-    size: Count = 224
-    channels: Literal[1, 3] = 3
+    download: Flag = False
+    size: SmallCount = 224
+    channels: Channels = 3
     mean: Triple = (0.485, 0.456, 0.406)
     std: Triple = (0.229, 0.224, 0.225)
     crop_scale: Range | None = (0.08, 1.0)
@@ -97,13 +112,28 @@ class ImageSettings(Model):
     interpolation: Interpolation = "random"
     hflip: Probability = 0.5
     color_jitter: NotNegative = 0.0
-    auto_augment: str | None = None
+    auto_augment: Text | None = None
     erase_prob: Probability = 0.0
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"
-    erase_count: Count = 1
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.9
+    erase_count: SmallCount = 1
+    crop_pct: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.9
     eval_interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     max_unreadable: Share = 0.001
+
+    @field_validator("name")
+    @classmethod
+    def _own_folder(cls, value: str) -> str:
+        # Not in another case either: there are file systems on which that is the same folder.
+        if value.lower() in ("digits", "settings-checked"):
+            raise ValueError(f"data/{value.lower()} is taken: expected another name")
+        return value
+
+    @field_validator("source")
+    @classmethod
+    def _known_kind(cls, value: str) -> str:
+        if not re.fullmatch(r"folder|(torch|wds|hfds)/.+", value):
+            raise ValueError("expected 'folder', 'torch/<name>', 'wds/<name>' or 'hfds/<name>'")
+        return value
 
     @field_validator("auto_augment")
     @classmethod

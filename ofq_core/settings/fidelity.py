@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ofq_core.explain import Model
+from ofq_core.settings.types import Flag
 
 
 class FidelitySettings(Model):
@@ -40,9 +41,9 @@ class FidelitySettings(Model):
     cga_targets: Literal["all", "linear", "released"] = "all"
     code_range: Literal["theoretical", "observed"] = "theoretical"
     swin_scale_axis: Literal["token", "column"] = "token"
-    relative_bias_decay: bool = False
-    dead_biases: bool = False
-    cooldown: bool = False
+    relative_bias_decay: Flag = False
+    dead_biases: Flag = False
+    cooldown: Flag = False
     lr_step: Literal["step", "epoch"] = "step"
     lsq_group: Literal["global", "per_process"] = "global"
 

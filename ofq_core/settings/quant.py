@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ofq_core.errors import shortened
 from ofq_core.explain import Model, did_you_mean
 from ofq_core.settings.methods import WEIGHT_METHODS
-from ofq_core.settings.types import Bits, whole_number
+from ofq_core.settings.types import Bits, EdgeBits, Flag, Text
 
-BoundaryRange = Annotated[float, Field(gt=0, le=0.5)]
+BoundaryRange = Annotated[float, Field(gt=0, le=0.5, strict=True)]
+Options = dict[Text, Annotated[float, Field(strict=True)] | None]
 
 
 def method_name(weight: str, qkr: bool, cga: bool) -> str:
@@ -23,7 +25,7 @@ def known_weight(name: str) -> str:
     """The name of a method, or ValueError."""
     if name not in WEIGHT_METHODS:
         raise ValueError(
-            f"unknown method {name!r}{did_you_mean(name, WEIGHT_METHODS)}; known are "
+            f"unknown method {shortened(name)}{did_you_mean(name, WEIGHT_METHODS)}; known are "
             f"{', '.join(WEIGHT_METHODS)}"
         )
     return name
@@ -42,7 +44,7 @@ def checked_options(
         if name not in known:
             allowed = f"known are {', '.join(known)}" if known else "it has none"
             raise ValueError(
-                f"options.{name}: weight = {weight!r} has no such option"
+                f"options.{shortened(name)[1:-1]}: weight = {weight!r} has no such option"
                 f"{did_you_mean(name, known)}; {allowed}"
             )
         low, high = known[name].low, known[name].high
@@ -61,10 +63,10 @@ def checked_options(
 class _Combination(Model):
     """A weight quantizer with or without QKR and CGA, as far as that has a meaning."""
 
-    weight: str
-    qkr: bool
-    cga: bool
-    options: dict[str, float | None] = Field(default_factory=dict)
+    weight: Text
+    qkr: Flag
+    cga: Flag
+    options: Options = Field(default_factory=dict)
 
     @field_validator("weight")
     @classmethod
@@ -100,13 +102,8 @@ class QuantSettings(_Combination):
 
     wbits: Bits
     abits: Bits
-    edge_bits: Literal[8, 32] = 8
+    edge_bits: EdgeBits = 8
     boundary_range: BoundaryRange = 0.005
-
-    @field_validator("wbits", "abits", "edge_bits", mode="before")
-    @classmethod
-    def _whole_number(cls, value: Any) -> Any:
-        return whole_number(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> QuantSettings:
@@ -157,5 +154,5 @@ class MethodSettings(_Combination):
 class CommonQuantSettings(Model):
     """What the cells of a grid have in common; see `QuantSettings`."""
 
-    edge_bits: Literal[8, 32] = 8
+    edge_bits: EdgeBits = 8
     boundary_range: BoundaryRange = 0.005

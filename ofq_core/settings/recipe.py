@@ -12,11 +12,15 @@ from ofq_core.explain import Model, validated
 from ofq_core.settings.types import (
     Count,
     CountOrZero,
+    Flag,
+    FlagOrAuto,
     LowBits,
     NotNegative,
+    OpenShare,
     Positive,
     Probability,
     Share,
+    SmallCount,
 )
 
 
@@ -45,7 +49,7 @@ class RecipeSettings(Model):
     on a CPU for which the quantizers have no kernels, where a compiler is found.
     """
 
-    epochs: Count
+    epochs: SmallCount
     cga_epochs: CountOrZero
     cooldown_epochs: CountOrZero = 0
     batch_size: Count
@@ -60,22 +64,27 @@ class RecipeSettings(Model):
     mix_prob: Probability = 1.0
     mix_switch_prob: Probability = 0.5
     mix_smoothing: Share = 0.1
-    mix_group: Annotated[int, Field(ge=2, multiple_of=2, strict=True)] | None = None
-    repeated_augmentation: Count = 1
+    mix_group: Annotated[int, Field(ge=2, le=10**9, multiple_of=2, strict=True)] | None = None
+    repeated_augmentation: SmallCount = 1
     clip_grad: Positive | None = None
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: OpenShare | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
-    channels_last: bool = False
+    channels_last: Flag = False
     checkpoint_seconds: NotNegative = 30.0
     oscillation_every: CountOrZero = 16
-    threads: Count | None = None
-    compile: bool | Literal["auto"] = "auto"
+    threads: SmallCount | None = None
+    compile: FlagOrAuto = "auto"
 
     @model_validator(mode="after")
     def _ordered(self) -> RecipeSettings:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs = {self.warmup_epochs} must be below epochs = {self.epochs}"
+            )
+        if self.warmup_epochs and self.warmup_lr > self.lr:
+            raise ValueError(
+                f"warmup_lr = {self.warmup_lr:g}, where warm-up starts, must not exceed lr = "
+                f"{self.lr:g}"
             )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr = {self.min_lr:g} must not exceed lr = {self.lr:g}")
@@ -138,7 +147,7 @@ class RecipeChoice(PartialRecipe):  # type: ignore[misc]
                     "width or every recipe needs"
                 )
             try:
-                RecipeSettings.model_validate(self._merged(bits))
+                RecipeSettings.model_validate(self.merged(bits))
             except ValidationError as error:
                 reason = error.errors()[0]["ctx"]["error"]
                 raise ValueError(f"at {bits} bits, {reason}") from None
@@ -159,16 +168,25 @@ class RecipeChoice(PartialRecipe):  # type: ignore[misc]
                 f"{source}: quant.wbits = {wbits}: recipe.by_bits has a recipe for {known} bits "
                 f"only; take one of these, or set {keys}"
             )
-        return validated(RecipeSettings, self._merged(wbits), source, prefix="recipe")
+        return validated(RecipeSettings, self.merged(wbits), source, prefix="recipe")
 
-    def _merged(self, wbits: int) -> dict[str, Any]:
+    def merged(self, wbits: int) -> dict[str, Any]:
+        """What is set for a bit width: here, or else in `by_bits`."""
         special = _set_keys(self.by_bits[wbits]) if wbits in self.by_bits else {}
         return {**special, **_set_keys(self)}
+
+    def is_complete(self, wbits: int) -> bool:
+        """Whether there is a recipe for a bit width that contradicts itself nowhere."""
+        try:
+            self.resolve(wbits, "recipe")
+        except SettingsError:
+            return False
+        return True
 
     def _missing(self, wbits: int) -> list[str]:
         """Keys without a value at a bit width, though `by_bits` or every recipe needs one."""
         somewhere = {key for recipe in self.by_bits.values() for key in _set_keys(recipe)}
-        here = self._merged(wbits)
+        here = self.merged(wbits)
         return [
             key
             for key, field in RecipeSettings.model_fields.items()
@@ -192,7 +210,7 @@ class DistillSettings(Model):
     hard_weight: NotNegative = 1.0
     soft_weight: NotNegative = 1.0
     temperature: Positive = 1.0
-    cache_teacher: bool = False
+    cache_teacher: Flag = False
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> DistillSettings:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ofq_core.errors import SettingsError
+from ofq_core.errors import SettingsError, shortened
 from ofq_core.explain import Model, did_you_mean, models_at, unknown, validated
 from ofq_core.settings.data import DataSettings, ImageSettings
 from ofq_core.settings.fidelity import BUNDLES, FidelitySettings
@@ -17,7 +17,8 @@ from ofq_core.settings.methods import WEIGHT_METHODS
 from ofq_core.settings.model import ModelSettings
 from ofq_core.settings.quant import CommonQuantSettings, MethodSettings, QuantSettings
 from ofq_core.settings.recipe import DistillSettings, RecipeChoice, RecipeSettings
-from ofq_core.settings.types import LowBits, Name, Seed
+from ofq_core.settings.types import LowBits, Name, Seed, Text
+from ofq_core.settings.unread import refuse_unread
 
 
 class TeacherSettings(Model):
@@ -29,7 +30,7 @@ class TeacherSettings(Model):
 
     seed: Seed
     recipe: RecipeSettings | None = None
-    checkpoint: str | None = None
+    checkpoint: Text | None = None
     pretrained: Literal["timm", "torchvision"] | None = None
 
     @model_validator(mode="after")
@@ -56,7 +57,7 @@ class _Cells(Model):
     def _whole_numbers(cls, value: Any) -> Any:
         for item in value if isinstance(value, list | tuple) else ():
             if type(item) is not int:
-                raise ValueError(f"expected whole numbers from 2 to 8, found {item!r}")
+                raise ValueError(f"expected whole numbers from 2 to 8, found {shortened(item)}")
         return value
 
     @model_validator(mode="after")
@@ -132,8 +133,9 @@ class StudySettings(Model):
     @field_validator("study")
     @classmethod
     def _own_folder(cls, value: str) -> str:
-        if value in ("teacher", "experiment"):
-            raise ValueError(f"results/{value} is taken by a stage: expected another name")
+        # Not in another case either: there are file systems on which that is the same folder.
+        if value.lower() in ("teacher", "experiment", "noise"):
+            raise ValueError(f"results/{value.lower()} is taken by a stage: expected another name")
         return value
 
     @model_validator(mode="after")
@@ -144,7 +146,7 @@ class StudySettings(Model):
                 if name not in self.methods:
                     hint = did_you_mean(name, self.methods)
                     raise ValueError(
-                        f"grid.{key}methods: unknown method {name!r}{hint}; "
+                        f"grid.{key}methods: unknown method {shortened(name)}{hint}; "
                         f"known are {', '.join(self.methods)}"
                     )
         for name, row in self.methods.items():
@@ -166,6 +168,22 @@ class StudySettings(Model):
                 f"teacher.pretrained = 'torchvision' is for Swin, but model.name = "
                 f"{self.model.name!r}: expected 'timm'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_no_ceiling(self) -> StudySettings:
+        teacher, seeds = self.teacher, self.grid.full_precision_seeds
+        trained = teacher.checkpoint is None and teacher.pretrained is None
+        if trained and teacher.seed in seeds:
+            raise ValueError(
+                f"grid.full_precision_seeds = {list(seeds)} holds teacher.seed = {teacher.seed}: "
+                "the ceiling would be the teacher itself, expected other seeds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _everything_is_read(self) -> StudySettings:
+        refuse_unread(self)
         return self
 
     def every_run(self) -> list[RunSettings]:

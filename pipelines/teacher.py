@@ -22,14 +22,12 @@ WEIGHTS = FOLDER / "teacher.pt"
 BATCH_SIZE = 256
 
 
-@alone(FOLDER)
 def main(argv: list[str]) -> None:
     """Train the teacher, or take the weights that the settings name, and evaluate it."""
     study = load_study()
-    if study.teacher.checkpoint is None and study.teacher.pretrained is None:
-        train(study)
-    else:
-        adopt(study)
+    given = study.teacher.checkpoint is not None or study.teacher.pretrained is not None
+    with alone(FOLDER):
+        (adopt if given else train)(study)
 
 
 def train(study: StudySettings) -> None:

@@ -15,11 +15,10 @@ from pipelines.teacher import WEIGHTS
 from pipelines.unchanged import check_unchanged
 
 
-@alone(FOLDER)
 def main(argv: list[str]) -> None:
     """Evaluate results/experiment/ and write its metrics.json."""
     study = load_study()
-    with tracking.background(active=None if is_main() else False) as tracker:
+    with alone(FOLDER), tracking.background(active=None if is_main() else False) as tracker:
         from ofq_core.distributed import join_world
         from pipelines.results import read_settings, write_json
         from pipelines.training import Inputs, evaluate_run

@@ -122,6 +122,9 @@ def _unknown_group(word: str) -> str | None:
 
 def main(argv: list[str]) -> None:
     """Command line."""
+    if argv in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return
     if argv == ["--check"]:
         print(json.dumps(check(json.load(sys.stdin))))
         return

@@ -7,6 +7,7 @@ Its exit status is that of the first process that failed; what went wrong that p
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -15,9 +16,13 @@ import sys
 
 def main(argv: list[str]) -> int:
     """Run and return the exit status."""
-    processes, command = argv[0], argv[1:]
+    parser = argparse.ArgumentParser(prog="python -m pipelines.processes")
+    parser.add_argument("processes", type=int, metavar="N")
+    parser.add_argument("module", metavar="MODULE")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
+    given = parser.parse_args(argv)
     # torchrun gives each process one thread where nothing is said.
-    cores = max(1, len(os.sched_getaffinity(0)) // int(processes))
+    cores = max(1, len(os.sched_getaffinity(0)) // max(1, given.processes))
     for name in ("OMP_NUM_THREADS", "OFQ_WORKERS"):
         os.environ.setdefault(name, str(cores))
 
@@ -27,7 +32,8 @@ def main(argv: list[str]) -> int:
 
     # The processes report themselves; the launcher would repeat it with a page of traceback.
     logging.disable(logging.CRITICAL)
-    words = ["--standalone", "--nproc-per-node", processes, "--module", *command]
+    words = ["--standalone", "--nproc-per-node", str(given.processes)]
+    words += ["--module", given.module, *given.arguments]
     try:
         run.run(run.parse_args(words))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:

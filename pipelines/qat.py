@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ofq_core.settings import RunSettings, StudySettings
 from pipelines.alone import alone
 from pipelines.params import load_study
 from pipelines.prepare import data_folder
@@ -14,11 +15,15 @@ from pipelines.teacher import WEIGHTS
 FOLDER = Path("results/experiment")
 
 
-@alone(FOLDER)
 def main(argv: list[str]) -> None:
     """Train the dialled experiment into results/experiment/."""
     study = load_study()
     settings = study.experiment()
+    with alone(FOLDER):
+        _train(study, settings)
+
+
+def _train(study: StudySettings, settings: RunSettings) -> None:
     from ofq_core.distributed import join_world
     from pipelines.fit import check_runs
     from pipelines.results import publish_files

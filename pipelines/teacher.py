@@ -22,14 +22,11 @@ WEIGHTS = FOLDER / "teacher.pt"
 BATCH_SIZE = 256
 
 
-@alone(FOLDER)
 def main(argv: list[str]) -> None:
     """Train the teacher, or take the weights that the settings name, and evaluate it."""
     study = load_study()
-    if is_given(study):
-        adopt(study)
-    else:
-        train(study)
+    with alone(FOLDER):
+        (adopt if is_given(study) else train)(study)
 
 
 def is_given(study: StudySettings) -> bool:

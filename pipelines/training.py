@@ -22,7 +22,7 @@ from ofq_core import checkpoints
 from ofq_core.cost import model_cost
 from ofq_core.data import Data, check_class_names, open_data, stored_class_names
 from ofq_core.distributed import CPU, World
-from ofq_core.errors import CheckpointError
+from ofq_core.errors import CheckpointError, DataError
 from ofq_core.evaluation import evaluate
 from ofq_core.files import sha256_file
 from ofq_core.models import QuantPlan, build_model, convert

@@ -18,14 +18,18 @@ import sys
 
 from slurm.show import any_terminal
 
+USAGE = "usage: python -m slurm.run -- COMMAND [ARGUMENT ...]"
 PROCESSES = "OFQ_PROCESSES"
 TRAINING = frozenset(f"pipelines.{stage}" for stage in ("teacher", "full_precision", "grid", "qat"))
 
 
 def main(argv: list[str]) -> int:
     """Run the command after `--`, here or on a cluster; the exit status is the command's."""
+    if argv[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
     if not argv or argv[0] != "--" or len(argv) < 2:
-        print("usage: python -m slurm.run -- COMMAND [ARGUMENT ...]", file=sys.stderr)
+        print(USAGE, file=sys.stderr)
         return 2
     command = argv[1:]
     # By hand, outside DVC, there is no stage to find a job by; and importing the rest takes time.

@@ -10,8 +10,9 @@ import pytest
 
 from ofq_core.data.environment import data_root, user_file
 from ofq_core.distributed import World
+from pipelines import environment
 from pipelines.environment import describe_environment
-from slurm.snapshot import describe_git
+from slurm.commit import describe_commit
 
 OURS = ("OFQ_ATTEMPTS", "OFQ_GIT_COMMIT", "OFQ_GIT_DIRTY", "OFQ_WORKSPACE", "OFQ_DATA_DIR")
 THEIRS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURMD_NODENAME")
@@ -23,6 +24,8 @@ def _own_folder(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "job").mkdir()
     monkeypatch.chdir(tmp_path / "job")
+    # As if the code were here.
+    monkeypatch.setattr(environment, "ROOT", tmp_path / "job")
 
 
 @pytest.fixture
@@ -42,6 +45,7 @@ def test_without_a_cluster(described):
     assert (facts["slurm_job"], facts["attempts"]) == (None, [])
     assert facts["node"] == platform.node()
     assert facts["git"] == {"commit": None, "dirty": None}, "this folder is no repository"
+    assert "not a git repository" in facts["git_problem"]
 
 
 def test_job_and_node(described):
@@ -77,6 +81,7 @@ def test_attempts_that_cannot_be_read(content, described, tmp_path):
 def test_commit_that_is_told(text, dirty, described):
     facts = described(OFQ_GIT_COMMIT="abc123", OFQ_GIT_DIRTY=text)
     assert facts["git"] == {"commit": "abc123", "dirty": dirty}
+    assert facts["git_problem"] is None
 
 
 def test_commit_that_is_told_counts_more_than_git(described):
@@ -100,6 +105,31 @@ def test_data_root_below_the_workspace(monkeypatch):
     assert str(data_root("pets")) == "/srv/study/../sets/pets"
     monkeypatch.setenv("OFQ_DATA_DIR", "/data/sets")
     assert str(data_root("pets")) == "/data/sets/pets"
+
+
+@pytest.mark.parametrize(
+    ("root", "here", "told", "found"),
+    [
+        (None, ".dvc/tmp/exps/standalone/x", None, "."),
+        ("", "", None, "."),
+        ("", ".dvc/tmp/exps/standalone/x", None, ""),
+        ("", ".dvc/tmp/exps/x/suite", None, ""),
+        ("", ".dvc/tmp/exps/x", "/srv/study", "/srv/study"),
+        ("other", "", None, "."),
+    ],
+)
+def test_a_copy_of_dvcs_belongs_to_a_workspace(root, here, told, found, monkeypatch, tmp_path):
+    """`dvc exp run --temp` and `--queue` run in a copy of what git tracks."""
+    (tmp_path / here).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path / here)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    if root is not None:
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path / root))
+    if told:
+        monkeypatch.setenv("OFQ_WORKSPACE", told)
+    place = Path(found) if found in (".", told) else tmp_path / found
+    assert data_root("pets") == place / "datasets/pets"
+    assert user_file(Path("weights.pt")) == place / "weights.pt"
 
 
 def test_a_file_here_comes_before_one_in_the_workspace(monkeypatch, tmp_path):
@@ -133,16 +163,116 @@ def test_teacher_named_from_the_workspace(workspace, set_params, command, tmp_pa
     assert adopted.joinpath("teacher.pt").stat().st_size == given.stat().st_size
 
 
+def git(*words):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *identity, *words], check=True)
+
+
+def unpack(folder="."):
+    """Some of the suite, as an archive has it."""
+    for name in ("ofq_core/nn/weight.py", "ofq_core/quant/kernels.c", "slurm/commit.py"):
+        path = Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("one")
+    for name in ("params.yaml", "dvc.lock", "README.md"):
+        (Path(folder) / name).write_text("one")
+
+
+def commit_all():
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+
+
 @pytest.mark.parametrize(
-    ("name", "dirty"), [("params.yaml", False), ("dvc.lock", False), ("code.py", True)]
+    ("name", "dirty"),
+    [
+        ("params.yaml", False),
+        ("dvc.lock", False),
+        ("notes.txt", False),
+        ("ofq_core/__pycache__/weight.pyc", False),
+        ("README.md", True),
+        ("ofq_core/nn/weight.py", True),
+        ("ofq_core/quant/kernels.c", True),
+        ("ofq_core/methods/mine.py", True),
+        ("pipelines/ignored.py", True),
+    ],
 )
 def test_code_alone_makes_a_commit_dirty(name, dirty, described):
     """Settings that were dialled are in settings.yaml; dvc.lock is written by the run itself."""
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    Path(name).write_text("one")
-    for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "one"]):
-        subprocess.run(["git", *words], check=True)
-    assert described()["git"]["dirty"] is False
+    unpack()
+    Path(".gitignore").write_text("ignored.py\n")
+    commit_all()
+    facts = described()
+    assert facts["git"]["dirty"] is False
+    assert len(facts["git"]["commit"]) == 40
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_text("two")
-    assert described()["git"]["dirty"] is dirty
-    assert describe_git(Path.cwd())["dirty"] is dirty
+    assert described()["git"] == facts["git"] | {"dirty": dirty}
+    assert describe_commit(Path.cwd())["dirty"] is dirty
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_code_unpacked_inside_another_repository(ignored, monkeypatch):
+    """Its commit says nothing about this code."""
+    Path("theirs.py").write_text("one")
+    Path(".gitignore").write_text("suite\n" if ignored else "")
+    commit_all()
+    unpack("suite")
+    found = describe_commit(Path("suite"))
+    assert (found["commit"], found["dirty"]) == (None, None)
+    assert found["problem"].endswith("does not track the code there")
+    # Nor does where the command is typed.
+    monkeypatch.setattr(environment, "ROOT", Path("suite").resolve())
+    assert describe_environment(World())["git"] == {"commit": None, "dirty": None}
+
+
+def test_code_in_a_folder_of_a_repository():
+    """What differs elsewhere in it does not matter."""
+    unpack("suite")
+    Path("theirs.py").write_text("one")
+    commit_all()
+    Path("theirs.py").write_text("two")
+    found = describe_commit(Path("suite"))
+    assert (len(found["commit"]), found["dirty"]) == (40, False)
+
+
+def test_code_in_a_worktree_a_shallow_clone_and_a_submodule(tmp_path):
+    unpack()
+    commit_all()
+    commit = describe_commit(Path.cwd())["commit"]
+    git("worktree", "add", "-q", str(tmp_path / "tree"))
+    git("clone", "-q", "--depth=1", f"file://{Path.cwd()}", str(tmp_path / "shallow"))
+    git("init", "-q", str(tmp_path / "super"))
+    words = ("submodule", "--quiet", "add", str(Path.cwd()), "suite")
+    git("-C", str(tmp_path / "super"), "-c", "protocol.file.allow=always", *words)
+    for place in ("tree", "shallow", "super/suite"):
+        found = describe_commit(tmp_path / place)
+        assert (found["commit"], found["dirty"]) == (commit, False), place
+
+
+@pytest.mark.parametrize(
+    ("trouble", "problem"),
+    [
+        ("no git", "git is not installed"),
+        ("another owner", "dubious ownership"),
+        ("no commit yet", "git rev-parse"),
+        ("a damaged repository", "git rev-parse"),
+    ],
+)
+def test_a_commit_that_cannot_be_known(trouble, problem, tmp_path, monkeypatch):
+    unpack()
+    if trouble == "no commit yet":
+        git("init", "-q")
+    else:
+        commit_all()
+    if trouble == "no git":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    elif trouble == "another owner":
+        monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    elif trouble == "a damaged repository":
+        Path(".git/HEAD").write_text("nonsense")
+    found = describe_commit(Path.cwd())
+    assert (found["commit"], found["dirty"]) == (None, None)
+    assert problem in found["problem"]
+    assert len(found["problem"].splitlines()) == 1

@@ -101,6 +101,38 @@ def test_another_process_waits_for_the_main_one_to_say_the_same(capsys, monkeypa
     assert len(waited) == 1
 
 
+# What stands behind the name of a command
+
+ALONE = ("check", "prepare", "teacher", "qat", "evaluate", "noise", "tables")
+WITH_ARGUMENTS = ("full_precision", "grid", "params", "processes", "tracking")
+ELSEWHERE = (
+    *(f"slurm.{name}" for name in ("run", "submit", "status", "logs", "cancel", "sweep")),
+    *(f"tables.{name}" for name in ("render", "reference", "readme")),
+)
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+@pytest.mark.parametrize(
+    "module", [*(f"pipelines.{name}" for name in ALONE + WITH_ARGUMENTS), *ELSEWHERE]
+)
+def test_help_does_nothing_but_help(word, module, settings_only, command, snapshot):
+    before = snapshot(settings_only)
+    done = command(settings_only, module, word)
+    assert (done.code, done.err) == (0, "")
+    assert f"python -m {module}" in done.out
+    assert snapshot(settings_only) == before
+
+
+@pytest.mark.parametrize("words", [("--epochs", "1"), ("quant.wbits=3",)])
+@pytest.mark.parametrize("stage", ALONE)
+def test_arguments_that_a_stage_does_not_take(stage, words, settings_only, command, snapshot):
+    before = snapshot(settings_only)
+    done = command(settings_only, f"pipelines.{stage}", *words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[-1].startswith(f"python -m pipelines.{stage}: error: ")
+    assert snapshot(settings_only) == before
+
+
 def test_imports_are_not_searched_for_garbage():
     try:
         with large_imports():

@@ -200,6 +200,14 @@ def _swin(
         raise CheckpointError(
             f"{file.path}: windows of {windows} in the stages: expected one size for all"
         )
+    # Each stage halves the map, rounded up.
+    smallest = -(-sizes["img_size"] // sizes["patch_size"] // 2 ** (len(stages) - 1))
+    if smallest < windows[0]:
+        raise CheckpointError(
+            f"{file.path}: the last stage has a map of {smallest} x {smallest} in windows of "
+            f"{windows[0]}: the released code pads such a map, timm makes the windows smaller. "
+            "Files whose windows are larger than a map cannot be read"
+        )
     width = sizes["embed_dim"]
     size = "tiny" if sum(depths) <= 12 else "small"
     sizes |= {

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ofq_core.errors import CheckpointError
 from ofq_core.methods.lsq import LSQWeight
 from ofq_core.methods.statsq import StatsQWeight
-from ofq_core.models import is_swin
+from ofq_core.models import is_swin, unlike_released
 from ofq_core.models.swin_keys import torchvision_name
 from ofq_core.nn import LSQActivation, QuantConv2d, QuantLinear, TokenLSQ
 
@@ -98,8 +98,14 @@ def released_layout(model: nn.Module) -> Layout:
 
     Raises:
         CheckpointError: a tensor that the layout has no place for, with the setting that decides
-            whether the model has it.
+            whether the model has it; or a Swin that does not compute what the released code would.
     """
+    reason = unlike_released(model)
+    if reason is not None:
+        raise CheckpointError(
+            f"{reason}, so the same weights give other outputs there: the released layout holds "
+            "models whose model.window_size fits the maps (load_released reads padded ones, too)"
+        )
     walk = _Walk(model)
     for name, module in model.named_modules():
         visit = next((f for kind, f in _VISITS if isinstance(module, kind)), None)

@@ -13,7 +13,7 @@ from ofq_core.checkpoints.released_facts import ReleasedFacts, read_facts
 from ofq_core.checkpoints.released_files import ReleasedFile, read_released
 from ofq_core.checkpoints.released_fill import fill_released
 from ofq_core.checkpoints.released_keys import CLIP, Layout, our_names
-from ofq_core.models import QuantPlan, build_model, convert
+from ofq_core.models import QuantPlan, build_model, convert, pad_before_shift
 from ofq_core.settings import BUNDLES
 
 
@@ -107,6 +107,7 @@ def load_released(
     facts = read_facts(file, wbits, abits, num_heads)
     model = build_model(facts.model, seed=0)
     convert(model, QuantPlan.from_settings(facts.quant, BUNDLES["released"]))
+    pad_before_shift(model)
     layout = fill_released(model, file.state, str(file.path))
     model.eval()
     return ReleasedModel(model, _report(model, layout, file), facts, file)

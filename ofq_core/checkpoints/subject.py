@@ -14,7 +14,7 @@ from ofq_core.data.class_names import stored_class_names
 from ofq_core.errors import CheckpointError
 from ofq_core.explain import validated
 from ofq_core.files import sha256_file
-from ofq_core.models import QuantPlan, build_model, convert, load_pretrained
+from ofq_core.models import QuantPlan, build_model, convert, load_pretrained, pad_before_shift
 from ofq_core.settings import DataSettings, ModelSettings, QuantSettings, RunSettings
 from ofq_core.yaml_files import read_yaml
 
@@ -106,6 +106,8 @@ def open_reference(where: str, subject: Subject) -> Subject:
     if where in PRETRAINED:
         source = cast(Literal["timm", "torchvision"], where)
         model = load_pretrained(subject.settings, source)
+        if source == "torchvision":
+            pad_before_shift(model)
         return Subject(model, where, None, subject.settings, None)
     path = Path(where)
     if path.is_dir() or (path.parent / SETTINGS).is_file():

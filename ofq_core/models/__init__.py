@@ -5,6 +5,7 @@ from ofq_core.models.convert import QuantPlan, check_convertible, convert
 from ofq_core.models.geometry import image_shape, is_swin, token_count
 from ofq_core.models.pretrained import load_pretrained
 from ofq_core.models.report import ConversionReport
+from ofq_core.models.swin_padding import pad_before_shift, unlike_released
 
 __all__ = [
     "ConversionReport",
@@ -17,5 +18,7 @@ __all__ = [
     "is_distilled",
     "is_swin",
     "load_pretrained",
+    "pad_before_shift",
     "token_count",
+    "unlike_released",
 ]

@@ -11,11 +11,12 @@ import torch
 from PIL import Image, ImageOps
 
 from ofq_core import checkpoints
-from ofq_core.checkpoints import export_released, load_released, released, save_released
+from ofq_core.checkpoints import export_released, load_released, released, save_released, subject
 from ofq_core.data import load_prepared, prepare_data
 from ofq_core.errors import CheckpointError, DataError
 from ofq_core.evaluation import wilson_interval
-from ofq_core.settings import ImageSettings
+from ofq_core.models import build_model, unlike_released
+from ofq_core.settings import ImageSettings, ModelSettings
 
 FULL = {"weight": "statsq", "wbits": 32, "abits": 32, "edge_bits": 32, "qkr": False, "cga": False}
 PER_CLASS = 4
@@ -94,6 +95,18 @@ def test_reference(run_folder, digits, capsys, run):
         ours, theirs = content["result"]["top1"], content["reference"]["result"]["top1"]
         last = capsys.readouterr().out.splitlines()[-1]
         assert last == f"difference: {ours - theirs:+.2f} points of top-1"
+
+
+@pytest.mark.parametrize(("source", "pads_first"), [("torchvision", True), ("timm", False)])
+def test_a_published_reference_computes_what_its_source_does(source, pads_first, monkeypatch):
+    """Windows of 4 do not fit maps of 10 x 10 tokens; torchvision pads them before it shifts."""
+    sizes = {"img_size": 40, "patch_size": 4, "window_size": 4, "embed_dim": 8}
+    sizes |= {"depths": (2, 2), "heads_per_stage": (1, 2), "num_classes": 5}
+    settings = ModelSettings(name="swin_tiny_patch4_window7_224", **sizes)
+    monkeypatch.setattr(subject, "load_pretrained", lambda settings, _: build_model(settings, 0))
+    given = subject.Subject(build_model(settings, 0), "", None, settings, None)
+    reference = subject.open_reference(source, given)
+    assert (unlike_released(reference.model) is None) == pads_first
 
 
 def test_released_checkpoint_on_prepared_digits(run_folder, digits, tmp_path, run):

@@ -5,6 +5,7 @@ import torch
 
 from ofq_core.checkpoints import export_released, fill_released, load_released, read_released
 from ofq_core.errors import CheckpointError, OFQError
+from ofq_core.models import pad_before_shift
 from ofq_core.settings import BUNDLES
 
 DESCRIBED = BUNDLES["described"]
@@ -254,6 +255,55 @@ def test_default_fidelity_of_plain_deit_can_be_exported(converted, write, images
     loaded = load_released(write(export_released(model), num_heads=3))
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(images()), model(images()))
+
+
+# Maps of 10 x 10 tokens, padded to windows of 4, then 5 x 5; and of 8 x 8, 4 x 4, 2 x 2.
+PADDED = {"img_size": 40, "patch_size": 4, "window_size": 4, "depths": (2, 2)}
+SMALL = {"img_size": 32, "patch_size": 4, "window_size": 4}
+SMALL |= {"depths": (1, 1, 1), "heads_per_stage": (1, 2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        (
+            PADDED,
+            "layers.0.blocks.1 shifts maps of 10 x 10 before it pads them to windows of 4 x 4",
+        ),
+        (SMALL, "layers.2.blocks.0 has windows of 2 x 2, smaller than those of others"),
+    ],
+    ids=["padded", "small"],
+)
+def test_swin_that_the_released_code_computes_otherwise(sizes, said, converted, golden_model):
+    model = converted("swin", sizes=sizes)
+    assert refused(export_released, model).startswith(said)
+    state = read_released(golden_model).state
+    assert refused(fill_released, model, state, "a file").startswith(said)
+
+
+def test_a_padded_and_shifted_swin_is_read_and_written(converted, write):
+    model = converted("swin", sizes=PADDED)
+    images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        as_timm = model(images)
+        pad_before_shift(model)
+        loaded = load_released(write(export_released(model)))
+        assert torch.equal(loaded.model(images), model(images))
+        assert float((loaded.model(images) - as_timm).abs().max()) > 0.1
+    assert export_released(loaded.model).keys() == export_released(model).keys()
+
+
+def test_windows_larger_than_a_map(written):
+    """The released code would have padded the last map to a window."""
+
+    def change(state):
+        for key in list(state):
+            if key.startswith("features.") and key.endswith("relative_position_bias_table"):
+                state[key] = torch.zeros(31 * 31, state[key].shape[1])
+
+    message = refused(load_released, written(change, kind="swin"))
+    assert "the last stage has a map of 7 x 7 in windows of 16" in message
+    assert "cannot be read" in message
 
 
 def test_lsq_weights_cannot_be_exported(converted):

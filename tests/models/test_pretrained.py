@@ -1,10 +1,18 @@
 """Published weights: what arrives where, and what is said when they cannot be had."""
 
+import copy
+
 import pytest
 import torch
 
 from ofq_core.errors import ModelError
-from ofq_core.models import load_pretrained, pretrained
+from ofq_core.models import (
+    build_model,
+    load_pretrained,
+    pad_before_shift,
+    pretrained,
+    unlike_released,
+)
 from ofq_core.models.swin_keys import swin_from_torchvision, timm_name, torchvision_name
 from ofq_core.models.torchvision_compat import import_torchvision
 from ofq_core.settings import ModelSettings
@@ -41,6 +49,40 @@ def test_torchvisions_swin_is_timms_swin(torchvision_swin, monkeypatch):
         expected, actual = torchvision_swin(images), model(images)
     assert expected.std() > 0.1
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [40, 28, 20, 32])
+def test_maps_that_windows_do_not_fit(size):
+    """Maps of 10 and 5 (7 and 4, 5 and 3, 8 and 4) tokens in windows of 4.
+
+    What timm shifts before it pads is not what torchvision computes; padded first, it is, and so is
+    a copy of it.
+    """
+    import_torchvision()
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    depths, heads = ((2,), (2,)) if size == 20 else ((2, 2), (2, 4))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = SwinTransformer([4, 4], 16, [*depths], [*heads], [4, 4], num_classes=10).eval()
+        for parameter in theirs.parameters():
+            parameter.data.add_(0.3 * torch.randn(parameter.shape))
+        images = torch.randn(2, 3, size, size)
+    sizes = {"img_size": size, "patch_size": 4, "embed_dim": 16, "window_size": 4}
+    sizes |= {"depths": depths, "heads_per_stage": heads}
+    model = build_model(ModelSettings(name=SWIN, num_classes=10, **sizes), 0).eval()
+    model.load_state_dict(swin_from_torchvision(theirs.state_dict()))
+    padded = size != 32
+    with torch.no_grad():
+        expected, before = theirs(images), model(images)
+        assert (float((before - expected).abs().max()) > 0.1) == padded
+        assert ("layers.0.blocks.1 shifts maps of" in (unlike_released(model) or "")) == padded
+        pad_before_shift(model)
+        assert unlike_released(model) is None
+        torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+        twin = copy.deepcopy(model)
+        model.layers[0].blocks[1].attn.proj.weight.zero_()
+        torch.testing.assert_close(twin(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_names_go_there_and_back(torchvision_swin):

@@ -10,7 +10,8 @@ over a threshold does not take its code along at once. Default decay 0.998: the 
 0.9972 to 0.999.
 
 Deviations: integer codes with a learned scale instead of MXFP4 blocks; both w and a are divided by
-the current scale; no first steps without the average, which equals the weights then.
+the current scale; the average counts from the first step on (there: from the tenth), when it is
+still close to the weights.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def _of_quant(study: StudySettings, rows: list[Any]) -> Iterator[tuple[str, Any,
             key = f"methods.{name}.boundary_range"
             yield key, row.boundary_range, f"its cga = false, and {no_cga}"
     if quant.wbits == quant.abits == 32:
-        usual = checked_options(quant.weight, {})
+        usual = checked_options(quant.weight, {}, quant.wbits)
         for name, value in quant.options.items():
             if value != usual[name]:
                 yield f"quant.options.{name}", value, "quant.wbits = quant.abits = 32"

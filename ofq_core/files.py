@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,24 @@ def _not_finite(value: Any, where: str = "") -> str | None:
         items = enumerate(value)
     found = (_not_finite(each, f"{where}.{key}" if where else str(key)) for key, each in items)
     return next((text for text in found if text is not None), None)
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder for code that will be executed, or check the one that is there.
+
+    Raises:
+        OSError: it cannot be made, or somebody else owns it or may write into it.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _only_mine(path.stat()):
+        raise PermissionError(f"{path} is another user's, or others may write into it")
+
+
+def is_private_file(path: Path) -> bool:
+    """Whether this is a regular file of this user that nobody else may write."""
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and _only_mine(status)
+
+
+def _only_mine(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

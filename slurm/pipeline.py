@@ -55,6 +55,12 @@ class Pipeline:
             self.repo = Repo(str(workspace))
         except DvcException as error:
             raise SlurmError(f"{workspace}: {error}") from error
+        except (RuntimeError, KeyError) as error:
+            # A user id without a name or a home, as in a container: DVC keeps files by both.
+            raise SlurmError(
+                f"{workspace}: DVC cannot start here ({error}): set HOME to a folder that can be "
+                "written, and USER to a name"
+            ) from error
         self.jobs = Jobs(workspace)
         # What the stages were read from: whoever takes a snapshot later sees whether it changed.
         self.seen = fingerprints(workspace, (), ())

@@ -287,7 +287,7 @@ def load_profile(name: str | None = None, root: Path = PROFILES) -> Profile:
     if not name:
         name = "generic" if shutil.which("sbatch") else "local"
     as_path = os.sep in name or name.endswith((".yaml", ".yml"))
-    path = Path(name).expanduser() if as_path else root / f"{name}.yaml"
+    path = Path(os.path.expanduser(name)) if as_path else root / f"{name}.yaml"
     if not path.is_file():
         names = sorted(file.stem for file in root.glob("*.yaml"))
         hint = did_you_mean(path.stem, names)

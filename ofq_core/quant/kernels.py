@@ -5,6 +5,10 @@ cache (`$XDG_CACHE_HOME/ofq`, else `~/.cache/ofq`). Every operation in it rounds
 does, and sums stay torch's, so whether it is used changes no bit of a result. It is used for FP32
 on a CPU outside of compiled blocks. Without a compiler, or with OFQ_KERNELS=off in the environment,
 torch's operators do the same more slowly.
+
+What is in the cache is executed, so it is taken only if folder and file are the user's and nobody
+else may write them, and if the content has the hash that the file's name says: a damaged file is
+compiled again. Where there is no such folder each process compiles for itself.
 """
 
 from __future__ import annotations
@@ -21,9 +25,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ofq_core.files import is_private_file, private_folder, sha256_file
 
 SOURCE = Path(__file__).with_name("kernels.c")
 # Contracting a product and a sum into one operation would round once instead of twice.
@@ -61,38 +68,84 @@ def torch_operators() -> Iterator[None]:
         _off = before
 
 
+class _Found(NamedTuple):
+    """The library, or None; and what a user should know, if anything."""
+
+    library: ctypes.CDLL | None
+    note: str = ""
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where there is no compiler, or where they are switched off."""
+    return _found().library
+
+
+def note() -> str:
+    """Why there are no kernels though nobody switched them off, or none for the next process."""
+    return _found().note
+
+
+@functools.cache
+def _found() -> _Found:
+    if os.environ.get("OFQ_KERNELS", "").lower() == "off":
+        return _Found(None)
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), *COMPILERS))), None)
-    if os.environ.get("OFQ_KERNELS", "").lower() == "off" or compiler is None:
-        return None
+    if compiler is None:
+        return _Found(None, "no C compiler was found, so torch's operators do it more slowly")
+    reason: Exception | None = None
     for extra in EXTRAS:
         try:
             return _load(compiler, (*FLAGS, *extra))
-        except (OSError, RuntimeError, subprocess.SubprocessError):
-            continue
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = error
+    return _Found(
+        None, f"torch's operators do it more slowly: {compiler} made no kernels ({reason})"
+    )
+
+
+def _load(compiler: str, flags: tuple[str, ...]) -> _Found:
+    """Take what is in the cache, else compile: into the cache, or for this process alone.
+
+    Raises:
+        OSError: nothing can be written, or what was compiled not loaded.
+        subprocess.SubprocessError: the compiler fails.
+    """
+    name = f"kernels-{_key(compiler, flags)}"
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache = Path(home) / "ofq"
+        private_folder(cache)
+        path = _whole(cache, name) or _compiled(cache, name, compiler, flags)
+        return _Found(_declared(path))
+    except (OSError, RuntimeError) as error:  # Path.home() raises RuntimeError
+        with tempfile.TemporaryDirectory(prefix="ofq-") as folder:
+            loaded = _declared(_compiled(Path(folder), name, compiler, flags))
+        return _Found(loaded, f"compiled for this process alone: there is no cache ({error})")
+
+
+def _whole(cache: Path, name: str) -> Path | None:
+    """What is there and is what it says; anything else of this name is removed."""
+    for path in cache.glob(f"{name}-*.so"):
+        if is_private_file(path) and path.stem == f"{name}-{sha256_file(path)}":
+            return path
+        path.unlink()
     return None
 
 
-def _load(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    """Compile unless it is in the cache.
+def _compiled(folder: Path, name: str, compiler: str, flags: tuple[str, ...]) -> Path:
+    """Compile into a folder, under the name with the hash of the content."""
+    # Processes that start together may all compile; each puts a whole file in place.
+    with tempfile.TemporaryDirectory(dir=folder) as private:
+        made = Path(private) / "kernels.so"
+        command = [compiler, *flags, "-o", str(made), str(SOURCE), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        made.chmod(0o700)
+        return made.replace(folder / f"{name}-{sha256_file(made)}.so")
 
-    Raises:
-        OSError: the cache cannot be written, or what was compiled not loaded.
-        RuntimeError: there is no home for the cache.
-        subprocess.SubprocessError: the compiler fails.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ofq"
-    path = cache / f"kernels-{_key(compiler, flags)}.so"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        # Processes that start together may all compile; each puts a whole file in place.
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            made = Path(folder) / path.name
-            command = [compiler, *flags, "-o", str(made), str(SOURCE), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
-            made.replace(path)
+
+def _declared(path: Path) -> ctypes.CDLL:
+    """The library with the types of its functions."""
     loaded = ctypes.CDLL(str(path))
     for function in (loaded.ofq_lsq_forward, loaded.ofq_lsq_backward):
         function.argtypes = [*[ctypes.c_void_p] * 5, ctypes.POINTER(Layout)]

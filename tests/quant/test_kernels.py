@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -173,11 +174,22 @@ def test_they_are_not_used_where_torch_compiles(monkeypatch):
     assert not kernels.usable(torch.zeros(4, 16), torch.ones(1))
 
 
-def ask(folder: Path, **changes: str) -> str:
+@pytest.fixture
+def found(tmp_path, monkeypatch):
+    """What a new process would find, with its cache in this folder."""
+    monkeypatch.delenv("OFQ_KERNELS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    yield kernels._found.__wrapped__
+    assert not list(tmp_path.glob("tmp/*")), "nothing is left"
+
+
+def ask(folder: Path) -> str:
     """Whether a new process has kernels, whose cache is in this folder."""
     code = "from ofq_core.quant import kernels; print(kernels.library() is not None)"
     environment = {name: value for name, value in os.environ.items() if name != "OFQ_KERNELS"}
-    environment |= {"XDG_CACHE_HOME": str(folder), **changes}
+    environment |= {"XDG_CACHE_HOME": str(folder)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
@@ -185,34 +197,119 @@ def ask(folder: Path, **changes: str) -> str:
 
 
 @needs_compiler
-def test_two_processes_compile_at_once_and_leave_one_whole_file(tmp_path):
+def test_two_processes_compile_at_once_and_leave_one_whole_file(tmp_path, found):
     with ThreadPoolExecutor() as pool:
         assert set(pool.map(ask, [tmp_path] * 2)) == {"True"}
     (made,) = (tmp_path / "ofq").iterdir()
 
     written = made.stat().st_mtime_ns
-    assert ask(tmp_path) == "True"
+    library, note = found()
+    assert library is not None
+    assert note == ""
     assert made.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("why", ["off", "no compiler", "compiler fails", "no cache"])
-def test_without_kernels_torch_does_it(tmp_path, why):
-    if why == "off":
-        assert ask(tmp_path, OFQ_KERNELS="off") == "False"
-    elif why == "no compiler":
-        assert ask(tmp_path, PATH="/nowhere", CC="") == "False"
-    elif why == "compiler fails":
-        assert ask(tmp_path, CC="false") == "False"
-    else:
-        (tmp_path / "ofq").touch()
-        assert ask(tmp_path) == "False"
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def link(path):
+    path.symlink_to(path.rename(path.parents[1] / "elsewhere.so"))
+
+
+DAMAGES = {
+    "empty": lambda path: os.truncate(path, 0),
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "a bit flipped": flip,
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"0"),
+    "another name": lambda path: path.rename(path.with_name(path.name[:-11] + "00000000.so")),
+    "group may write": lambda path: path.chmod(0o770),
+    "all may write": lambda path: path.chmod(0o777),
+    "a link": link,
+    "another user's": lambda path: os.chown(path, 65534, -1),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_library_that_cannot_be_trusted_is_compiled_again(tmp_path, found, damage):
+    """Loading half a file would end the process, and one of another user run what he likes."""
+    if damage == "another user's" and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    found()
+    (made,) = (tmp_path / "ofq").iterdir()
+    before = made.read_bytes()
+    # This process has mapped it: what is damaged must be another file.
+    made.unlink()
+    made.write_bytes(before)
+    made.chmod(0o700)
+    DAMAGES[damage](made)
+    library, note = found()
+    assert library is not None
+    assert note == ""
+    (again,) = (tmp_path / "ofq").iterdir()
+    status = again.lstat()
+    assert (again, again.read_bytes()) == (made, before)
+    assert (status.st_mode & 0o777, status.st_uid) == (0o700, os.geteuid())
+    assert not again.is_symlink()
+
+
+def foreign(folder):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    folder.mkdir()
+    os.chown(folder, 65534, -1)
+
+
+NO_CACHE = {
+    "a file": (Path.touch, "File exists"),
+    "group may write": (lambda folder: (folder.mkdir(), folder.chmod(0o770)), "others may write"),
+    "all may write": (lambda folder: (folder.mkdir(), folder.chmod(0o777)), "others may write"),
+    "another user's": (foreign, "is another user's"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", NO_CACHE)
+def test_without_a_cache_each_process_compiles_for_itself(tmp_path, found, kind):
+    make, reason = NO_CACHE[kind]
+    make(tmp_path / "ofq")
+    library, note = found()
+    assert library is not None
+    assert note.startswith("compiled for this process alone: there is no cache (")
+    assert reason in note
+    assert str(tmp_path / "ofq") in note
+    assert not list(tmp_path.glob("ofq/*")), "nothing is put there"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"OFQ_KERNELS": "off"}, ""),
+        ({"PATH": "/nowhere", "CC": ""}, "no C compiler was found"),
+        ({"CC": "false"}, "made no kernels"),
+    ],
+    ids=["off", "no compiler", "compiler fails"],
+)
+def test_without_kernels_torch_does_it(tmp_path, found, changes, reason, monkeypatch):
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    library, note = found()
+    assert library is None
+    assert reason in note
+    assert bool(reason) == bool(note)
     assert not list(tmp_path.glob("ofq/*"))
 
 
-def test_without_a_home_torch_does_it(monkeypatch):
+@needs_compiler
+def test_without_a_home_each_process_compiles_for_itself(found, monkeypatch):
     def nowhere():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", nowhere)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert kernels.library.__wrapped__() is None
+    library, note = found()
+    assert library is not None
+    assert note.endswith("there is no cache (Could not determine home directory.)")

@@ -153,6 +153,11 @@ def test_missing_profile_lists_those_there_are(machine, monkeypatch):
     )
 
 
+def test_a_home_that_is_nobodys(machine):
+    machine(True)
+    assert "there is no such file" in message_of(load_profile, "~nobody-of-this-name/x.yaml")
+
+
 def test_no_profiles_at_all(machine, tmp_path):
     machine(False)
     assert "(profiles: none; or the path of a file)" in message_of(load_profile, None, tmp_path)

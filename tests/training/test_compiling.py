@@ -1,6 +1,8 @@
 """torch.compile per block: when it is chosen, and that it changes no more than last bits."""
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,9 +43,54 @@ def model(images):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_wish_is_followed(wanted):
+def test_a_wish_is_followed(wanted, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/c++")
     for macs in (1.0, 1e20):
         assert choose(wanted, macs, CPU) == (wanted, f"recipe.compile = {str(wanted).lower()}")
+
+
+@pytest.mark.parametrize(
+    ("device", "missing"), [("cpu", "a C++ compiler"), ("cuda", "Triton")], ids=["cpu", "cuda"]
+)
+def test_a_wish_without_the_tool_for_it(device, missing, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    reason = f"recipe.compile = true, but {missing} was not found"
+    assert choose(True, 1.0, torch.device(device)) == (False, reason)
+
+
+def test_a_compiler_that_does_not_work(model, images, monkeypatch, tmp_path):
+    """It is there, so it is tried; what it cannot do is said once, and blocks run as written."""
+
+    def refuse(function):
+        raise RuntimeError("g++: cannot find -lgomp\nmore")
+
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/c++")
+    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    log = []
+    compiling.compile_where_it_pays([model], True, 10, CPU, log.append)
+    (said,) = [line for line in log if line.startswith("torch.compile per block")]
+    reason = "recipe.compile = true, but compiling fails here (g++: cannot find -lgomp)"
+    assert said == f"torch.compile per block: no, {reason}"
+    assert all(block._compiled_call_impl is None for block in blocks_of(model))
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o770, None])
+def test_what_torch_compiles_is_nobody_elses(mode, tmp_path, monkeypatch):
+    """A folder that others may write is left alone."""
+    folder = tmp_path / "cache"
+    if mode is not None:
+        folder.mkdir()
+        folder.chmod(mode)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    monkeypatch.setattr(compiling.atexit, "register", lambda *arguments, **named: None)
+    compiling._use_private_cache()
+    taken = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert (taken == folder) == (mode in (0o755, None))
+    assert taken.stat().st_mode & 0o022 == 0
+    if taken != folder:
+        taken.rmdir()
 
 
 def test_a_cpu_with_kernels_needs_no_compiled_blocks(monkeypatch):

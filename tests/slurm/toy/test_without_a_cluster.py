@@ -6,7 +6,23 @@ import signal
 import psutil
 import pytest
 
+from slurm import pipeline
+from slurm.errors import SlurmError
 from tests.patience import PATIENCE
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("could not determine the home directory"), KeyError("uid not found: 9")]
+)
+def test_a_user_without_home_or_name(error, tmp_path, monkeypatch):
+    """DVC does without neither, and says so with a stack trace."""
+
+    def refuse(folder):
+        raise error
+
+    monkeypatch.setattr(pipeline, "Repo", refuse)
+    with pytest.raises(SlurmError, match=r"DVC cannot start here \(.*\): set HOME .* and USER to"):
+        pipeline.Pipeline(tmp_path)
 
 
 def test_local_executor(local_toy):

@@ -1,23 +1,36 @@
 """A reader process that is killed, as by the kernel when memory runs out."""
 
+import multiprocessing
 import os
 import signal
 
 import pytest
+import torch
+from torch import distributed as dist
 
-from ofq_core.data import Share, worker_deaths
+from ofq_core.data import Share, loading, worker_deaths
 from ofq_core.errors import DataError
+from tests.patience import PATIENCE
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone, as under a launcher."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 class Deadly:
-    """A source one of whose images kills whoever reads it."""
+    """A source one of whose images kills whoever reads it, or stops it for ever."""
 
-    def __init__(self, origin, victim):
-        self.origin, self.victim = origin, victim
+    def __init__(self, origin, victim, number=signal.SIGKILL):
+        self.origin, self.victim, self.number = origin, victim, number
 
     def image(self, name, place, size):
         if name == self.victim:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
         return self.origin.image(name, place, size)
 
 
@@ -57,3 +70,64 @@ def test_a_death_noticed_elsewhere_is_explained(message):
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match=r"^CUDA out of memory$"), worker_deaths():
         raise RuntimeError("CUDA out of memory")
+
+
+def test_readers_beside_a_process_group_are_not_forked(
+    pets, opened, recipe, monkeypatch, cpu, group
+):
+    """Which would hang now and then; what they read is the same, from epoch to epoch."""
+    alone = opened()
+    monkeypatch.setenv("OFQ_WORKERS", "1")
+    helped = opened()
+    forks = []
+    os.register_at_fork(before=lambda: forks.append(1))
+    for epoch in range(2):
+        streams = [
+            [batch.images for batch in data.train_batches(recipe(), 0, epoch, 0, Share(), cpu)]
+            for data in (alone, helped)
+        ]
+        assert all(map(torch.equal, *streams))
+    pairs = [next(iter(d.eval_batches("test", 15, Share(), cpu))) for d in (alone, helped)]
+    assert torch.equal(pairs[0].images, pairs[1].images)
+    assert forks == []
+
+
+@pytest.mark.usefixtures("pets", "group")
+def test_killed_worker_beside_a_process_group(opened, recipe, monkeypatch, cpu):
+    """It is no child of this process: nothing but the next look finds out."""
+    monkeypatch.setattr(loading, "LOOK", 0.5)
+    test_killed_worker(opened, recipe, monkeypatch, cpu)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.usefixtures("pets")
+def test_worker_that_gives_nothing(split, opened, recipe, monkeypatch, cpu):
+    """Stopped, so that it obeys no signal but one: it is given up, and is gone."""
+    monkeypatch.setenv("OFQ_WORKERS", "1")
+    monkeypatch.setattr(loading, "LOOK", 0.5)
+    monkeypatch.setattr(loading, "PATIENCE", 1.0)
+    data = opened()
+    victim = data.prepared.splits[split].name(0)
+    data._images[split].origin = Deadly(data.prepared.origin, victim, signal.SIGSTOP)
+    before = set(multiprocessing.active_children())
+    if split == "train":
+        batches = data.train_batches(recipe(batch_size=34), 0, 0, 0, Share(), cpu)
+    else:
+        batches = data.eval_batches("test", 4, Share(), cpu)
+    with pytest.raises(DataError) as error:
+        list(batches)
+    assert "gave no batch for a long time" in str(error.value)
+    assert "OFQ_WORKERS=0" in str(error.value)
+    for reader in set(multiprocessing.active_children()) - before:
+        reader.join(PATIENCE)
+        assert not reader.is_alive()
+
+
+@pytest.mark.usefixtures("pets")
+def test_slow_workers_are_waited_for(opened, recipe, monkeypatch, cpu):
+    """Many a look later."""
+    monkeypatch.setenv("OFQ_WORKERS", "1")
+    whole = [b.images for b in opened().train_batches(recipe(), 0, 0, 0, Share(), cpu)]
+    monkeypatch.setattr(loading, "LOOK", 0.01)
+    slow = [b.images for b in opened().train_batches(recipe(), 0, 0, 0, Share(), cpu)]
+    assert all(map(torch.equal, whole, slow))

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from ofq_core.data.environment import WORKERS
 from ofq_core.errors import DataError
 
+_ADVICE = (
+    f"Most often memory ran out: set the environment variable {WORKERS} to fewer processes. Then "
+    "run the same command again; it goes on from the last checkpoint"
+)
 # How PyTorch 2.13 reports a worker that died.
 _DEATH = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal|exited unexpectedly)")
 # And one that gives nothing within the loader's time.
@@ -40,8 +44,10 @@ def worker_deaths() -> Iterator[None]:
         if not _DEATH.search(str(error)):
             raise
         reason = str(error).splitlines()[0]
-        raise DataError(
-            f"a process that reads images died ({reason}). Most often memory ran out: set the "
-            f"environment variable {WORKERS} to fewer processes. Then run the same command again; "
-            "it goes on from the last checkpoint"
-        ) from error
+        raise DataError(f"a process that reads images died ({reason}). {_ADVICE}") from error
+
+
+def not_started(error: Exception) -> str:
+    """The message for readers that the system did not start."""
+    reason = f"{type(error).__name__}: {error}"
+    return f"a process that reads images could not be started ({reason}). {_ADVICE}"

@@ -13,12 +13,12 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from ofq_core.data.deaths import is_silence, worker_deaths
+from ofq_core.data.deaths import is_silence, not_started, worker_deaths
 from ofq_core.data.samples import Collated, collate
 from ofq_core.errors import DataError
 
-# Seconds between two looks whether a reader that gives nothing is alive, and until it is given up.
-LOOK, PATIENCE = 60.0, 1200.0
+# Seconds between two looks whether silent readers are alive, and until they are given up.
+LOOK, PATIENCE = 5.0, 1200.0
 # What readers need; without these they would import torch and timm one by one.
 PRELOADED = ["ofq_core.data.samples", "ofq_core.data.folder"]
 
@@ -52,15 +52,10 @@ class Batches:
             DataError: a worker process died, or gave nothing for too long.
         """
         self._keys.current = keys
-        if self._loader is None:
-            # A generator of its own, else every run would take a number from torch's global one.
-            self._loader = self._make(
-                generator=torch.Generator(), multiprocessing_context=self._context()
-            )
         batches = None
         try:
             with worker_deaths():
-                batches = iter(self._loader)
+                batches = self._start()
                 while (batch := _next(batches)) is not None:
                     if self._keys.current is not keys:
                         raise RuntimeError("these batches were overtaken by a later run of them")
@@ -73,6 +68,29 @@ class Batches:
     def stop(self) -> None:
         """Let the workers go; the next run starts others."""
         self._loader = None
+
+    def _start(self) -> Iterator[Collated]:
+        """Ask the workers for the current keys; those of before that do not answer are replaced.
+
+        Raises:
+            DataError: a worker cannot be started, as when the fork server is dead.
+        """
+        for kept in (self._loader is not None, False):
+            if self._loader is None:
+                # A generator of its own, else every run would take a number from torch's own.
+                self._loader = self._make(
+                    generator=torch.Generator(), multiprocessing_context=self._context()
+                )
+            try:
+                return iter(self._loader)
+            except (EOFError, OSError) as error:
+                raise DataError(not_started(error)) from error
+            except RuntimeError as error:
+                if not kept or not is_silence(error):
+                    raise
+                _end(self._loader._iterator)
+                self.stop()
+        raise AssertionError("unreachable")
 
     def _context(self) -> BaseContext | None:
         """How to start workers; None: fork.

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from multiprocessing import forkserver
 
 import pytest
 import torch
@@ -125,9 +126,36 @@ def test_worker_that_gives_nothing(split, opened, recipe, monkeypatch, cpu):
 
 @pytest.mark.usefixtures("pets")
 def test_slow_workers_are_waited_for(opened, recipe, monkeypatch, cpu):
-    """Many a look later."""
+    """Many a look later; and readers that do not answer at once in a second epoch are replaced."""
     monkeypatch.setenv("OFQ_WORKERS", "1")
-    whole = [b.images for b in opened().train_batches(recipe(), 0, 0, 0, Share(), cpu)]
-    monkeypatch.setattr(loading, "LOOK", 0.01)
-    slow = [b.images for b in opened().train_batches(recipe(), 0, 0, 0, Share(), cpu)]
-    assert all(map(torch.equal, whole, slow))
+    streams = []
+    for look in (loading.LOOK, 0.001):
+        monkeypatch.setattr(loading, "LOOK", look)
+        data = opened()
+        for epoch in range(2):
+            batches = data.train_batches(recipe(), 0, epoch, 0, Share(), cpu)
+            streams.append(torch.stack([batch.images for batch in batches]))
+    assert torch.equal(streams[0], streams[2])
+    assert torch.equal(streams[1], streams[3])
+
+
+@pytest.mark.usefixtures("pets", "group")
+def test_fork_server_that_died(opened, recipe, monkeypatch, cpu):
+    """As when SIGTERM comes to all processes of a job; the next run starts another."""
+    monkeypatch.setenv("OFQ_WORKERS", "1")
+    data = opened()
+
+    def killing(self):
+        # Between the look whether it lives and the request.
+        server = forkserver._forkserver._forkserver_pid
+        os.kill(server, signal.SIGKILL)
+        os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
+        raise EOFError("unexpected EOF")
+
+    list(data.eval_batches("test", 4, Share(), cpu))
+    with monkeypatch.context() as patch:
+        patch.setattr(forkserver, "read_signed", killing)
+        with pytest.raises(DataError) as error:
+            list(data.eval_batches("test", 4, Share(), cpu))
+    assert "could not be started (EOFError: unexpected EOF). Most often memory" in str(error.value)
+    assert len(list(data.train_batches(recipe(), 0, 0, 0, Share(), cpu))) == 4

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from ofq_core.data.deaths import worker_deaths
+from ofq_core.data.deaths import is_silence, not_started, worker_deaths
 from ofq_core.data.samples import Collated, collate
 from ofq_core.errors import DataError
+
+# Seconds between two looks whether silent readers are alive, and until they are given up.
+LOOK, PATIENCE = 5.0, 1200.0
+# What readers need; without these they would import torch and timm one by one.
+PRELOADED = ["ofq_core.data.samples", "ofq_core.data.folder"]
 
 
 class Batches:
@@ -24,12 +32,13 @@ class Batches:
     """
 
     def __init__(self, samples: Dataset[Any], workers: int, keep: bool, pin: bool) -> None:
-        self._keys = _Keys()
+        self._keys, self._workers = _Keys(), workers
         self._make = partial(
             DataLoader,
             samples,
             batch_sampler=self._keys,
             num_workers=workers,
+            timeout=LOOK if workers else 0,
             collate_fn=collate,
             pin_memory=pin,
             persistent_workers=keep and workers > 0,
@@ -40,25 +49,60 @@ class Batches:
         """The batches of these keys, in order.
 
         Raises:
-            DataError: a worker process died.
+            DataError: a worker process died, or gave nothing for too long.
         """
         self._keys.current = keys
-        if self._loader is None:
-            # A generator of its own, else every run would take a number from torch's global one.
-            self._loader = self._make(generator=torch.Generator())
+        batches = None
         try:
             with worker_deaths():
-                for batch in self._loader:
+                batches = self._start()
+                while (batch := _next(batches)) is not None:
                     if self._keys.current is not keys:
                         raise RuntimeError("these batches were overtaken by a later run of them")
                     yield batch
         except DataError:
             self.stop()
+            _end(batches)
             raise
 
     def stop(self) -> None:
         """Let the workers go; the next run starts others."""
         self._loader = None
+
+    def _start(self) -> Iterator[Collated]:
+        """Ask the workers for the current keys; those of before that do not answer are replaced.
+
+        Raises:
+            DataError: a worker cannot be started, as when the fork server is dead.
+        """
+        for kept in (self._loader is not None, False):
+            if self._loader is None:
+                # A generator of its own, else every run would take a number from torch's own.
+                self._loader = self._make(
+                    generator=torch.Generator(), multiprocessing_context=self._context()
+                )
+            try:
+                return iter(self._loader)
+            except (EOFError, OSError) as error:
+                raise DataError(not_started(error)) from error
+            except RuntimeError as error:
+                if not kept or not is_silence(error):
+                    raise
+                _end(self._loader._iterator)
+                self.stop()
+        raise AssertionError("unreachable")
+
+    def _context(self) -> BaseContext | None:
+        """How to start workers; None: fork.
+
+        Not where there is a process group: a fork while one of its threads holds a lock of
+        Python's leaves a worker that waits for that lock for ever.
+        """
+        if self._workers == 0 or not (distributed.is_available() and distributed.is_initialized()):
+            return None
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        return context
 
 
 class _Keys:
@@ -72,6 +116,27 @@ class _Keys:
 
     def __iter__(self) -> Iterator[list[Any]]:
         return iter(self.current)
+
+
+def _next(batches: Iterator[Collated]) -> Collated | None:
+    """The next batch, or None at the end. Raises RuntimeError for readers that are given up."""
+    waited = 0.0
+    while True:
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            # The loader has just looked that all of its readers are alive.
+            waited += LOOK
+            if not is_silence(error) or waited >= PATIENCE:
+                raise
+
+
+def _end(batches: Any) -> None:
+    """End readers that may not listen: Python would wait for them when it exits."""
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        batches._shutdown_workers()
+        for reader in batches._workers:
+            reader.kill()
 
 
 def to_device(

@@ -90,11 +90,14 @@ def write_rows(splits: dict[str, Rows], classes: list[str]) -> bytes:
     """All images as gzipped CSV, with the columns `COLUMNS`; the same bytes for the same images."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
+    # A reader ends a row at a bare \r too, and the writer quotes its own line end only.
+    quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(COLUMNS)
     for split, rows in splits.items():
         columns = (rows.names, rows.sizes.tolist(), rows.labels.tolist(), rows.places.tolist())
         for name, size, label, place in zip(*columns, strict=True):
-            writer.writerow((split, decode(name), size, classes[label], place))
+            row = (split, decode(name), size, classes[label], place)
+            (quoting if "\r" in row[1] + row[3] else writer).writerow(row)
     # No time stamp: it would change the bytes.
     return gzip.compress(encode(text.getvalue()), compresslevel=6, mtime=0)
 

@@ -90,8 +90,8 @@ class ImageSettings(Model):
     Training: random resized crop with crop_scale and crop_ratio, or (crop_scale null) the whole
     image resized and, with pad pixels round it, cropped at random; flip; auto_augment (timm's
     policy; while it is on, color_jitter is not); erasing with erase_prob. Evaluation: shorter side
-    resized to floor(size / crop_pct), centre crop. max_unreadable: share of unreadable images
-    above which work stops; below it they are counted and reported.
+    resized to floor(size / crop_pct), centre crop. max_unreadable: share of unreadable images,
+    and of files that are no images, above which work stops; below it they are counted and reported.
     """
 
     name: Name

@@ -1,6 +1,7 @@
 """Hugging Face's formats through its package: a local Parquet set, without a network."""
 
 import io
+import pickle
 import sys
 
 import numpy as np
@@ -100,9 +101,14 @@ def test_list_and_stream(zoo, hub_settings, recipe, tmp_path, cpu, monkeypatch):
     monkeypatch.setenv("OFQ_WORKERS", "1")
     helped = open_data(hub_settings, tmp_path / "data")
     streams = [list(d.train_batches(recipe(), 0, 0, 0, Share(), cpu)) for d in (alone, helped)]
+    # As sent to readers that are not forked.
+    alone.prepared = pickle.loads(pickle.dumps(alone.prepared))
+    alone._images["train"].origin = alone.prepared.origin
+    streams.append(list(alone.train_batches(recipe(), 0, 0, 0, Share(), cpu)))
     assert len(streams[0]) == 4
-    for a, b in zip(*streams, strict=True):
+    for a, b, c in zip(*streams, strict=True):
         assert torch.equal(a.images, b.images)
+        assert torch.equal(a.images, c.images)
 
 
 def test_no_such_set(datasets, hub_settings, tmp_path):

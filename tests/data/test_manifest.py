@@ -96,11 +96,17 @@ def test_hash_of_the_list_covers_path_size_and_class():
 
 def test_rows_are_read_as_they_were_written(tmp_path):
     """Also with commas, quotes, newlines and bytes that are no UTF-8 in a file's name."""
-    odd = ['a,"b"\n.png', b"caf\xe9.png".decode(errors="surrogateescape"), "\u00e9.png"]
+    odd = [
+        'a,"b"\n.png',
+        "a\rb.png",
+        "\r\n\x85\u2028.png",
+        b"caf\xe9.png".decode(errors="surrogateescape"),
+        "\u00e9.png",
+    ]
     rows = Rows.of([(f"train/x/{name}", i, i % 2, 7 * i) for i, name in enumerate(odd)])
     path = tmp_path / "files.csv.gz"
-    path.write_bytes(write_rows({"train": rows, "val": Rows.of([])}, ["x", "y"]))
-    found = read_rows(path, ["x", "y"])
+    path.write_bytes(write_rows({"train": rows, "val": Rows.of([])}, ["x", "y\r"]))
+    found = read_rows(path, ["x", "y\r"])
     assert list(found) == ["train"]
     for column in ("names", "sizes", "labels", "places"):
         assert np.array_equal(getattr(found["train"], column), getattr(rows, column))

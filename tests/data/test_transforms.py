@@ -1,6 +1,7 @@
 """Transforms: step by step those of the paper's recipe (spec 7.1 and 8), made by timm."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -169,3 +170,25 @@ def test_range_the_wrong_way_round_is_refused():
     raw = {"name": "pets", "source": "folder", "crop_scale": [1.0, 0.08]}
     with pytest.raises(SettingsError, match=r"data\.crop_scale = .*the smaller number first"):
         validated(ImageSettings, raw, "params.yaml", prefix="data")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"auto_augment": "augmix-m5-w4-d2"},
+        {"auto_augment": "original"},
+        {"auto_augment": "3a"},
+        {"auto_augment": None, "color_jitter": 0.4, "crop_scale": None, "pad": 4},
+    ],
+)
+def test_views_are_the_same_in_another_process(changes, image_settings):
+    """Readers that are not forked are sent their transform."""
+    transform = train_transform(image_settings(size=24, **changes))
+    sent = pickle.loads(pickle.dumps(transform))
+    image = Image.effect_noise((40, 30), 90).convert("RGB")
+    views = []
+    for made in (transform, sent):
+        with seeded(3):
+            views.append(torch.stack([made(image) for _ in range(20)]))
+    assert torch.equal(*views)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from ofq_core.data import read_manifest
@@ -43,9 +42,7 @@ def check_runs(study: StudySettings, runs: Iterable[RunSettings], world: World) 
         ModelError: there is no such model, or it cannot be quantized.
     """
     manifest = read_manifest(data_folder(study), needed=("classes", "splits"))
-    # Without memory for its weights.
-    with torch.device("meta"):
-        model = build_model(study.model, 0)
+    model = build_model(study.model, 0)
     check_fits(model, study.model, manifest["classes"], _shape(study, manifest))
     for run in runs:
         if run.distill is not None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ofq_core.checkpoints.io import save
 from ofq_core.errors import CheckpointError
+from ofq_core.npz import read_npz
 
 VERSION = 2
 # The arguments of the training command, a bag of plain values. Nothing else is needed.
@@ -112,10 +113,11 @@ def _is_npz(path: Path) -> bool:
 
 def _from_npz(path: Path) -> ReleasedFile:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _unreadable(path, error) from error
+        found = read_npz(path)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read: truncated or damaged ({error})"
+        ) from error
     try:
         meta = json.loads(str(found.pop("meta"))) if "meta" in found else {}
     except ValueError as error:
@@ -123,7 +125,7 @@ def _from_npz(path: Path) -> ReleasedFile:
     tensors = {
         name: torch.from_numpy(np.array(value))
         for name, value in found.items()
-        if value.dtype.kind in "fiub"
+        if value.dtype.kind in "fiub" and value.dtype.itemsize <= 8
     }
     state = {k.removeprefix(_STATE): v for k, v in tensors.items() if k.startswith(_STATE)}
     if not state or not isinstance(meta, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,7 +126,7 @@ class HubOrigin(ImageOrigin):
         local = self.root / name
         where = str(local.resolve()) if local.is_dir() else name
         download = self.settings.download and fresh
-        with _network(download):
+        with _network(download), _silent():
             try:
                 return self._package.load_dataset(
                     where, split=split, cache_dir=str(self.root / CACHE)
@@ -163,6 +164,18 @@ def _kind(feature: Any) -> str:
 
 def _overlap(a: tuple[str, int, int], b: tuple[str, int, int]) -> int:
     return min(a[2], b[2]) - max(a[1], b[1])
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep the package from saying on the way what the error will say."""
+    logger = logging.getLogger(PACKAGE)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import io
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from ofq_core.errors import DataError
 
+# What the readers of gzip and CSV raise besides.
+DAMAGED = (zlib.error, csv.Error)
 COLUMNS = ("split", "path", "size", "class", "place")
 
 
@@ -118,6 +121,6 @@ def read_rows(path: Path, classes: list[str]) -> dict[str, Rows]:
             for split, name, size, label, place in reader:
                 row = (name, int(size), index[label], int(place))
                 splits.setdefault(split, []).append(row)
-    except (OSError, EOFError, ValueError, KeyError, StopIteration) as error:
+    except (OSError, EOFError, ValueError, KeyError, StopIteration, *DAMAGED) as error:
         raise DataError(f"{path} is damaged ({error}); run `dvc repro -f prepare`") from error
     return {split: Rows.of(rows) for split, rows in splits.items()}

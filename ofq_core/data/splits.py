@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ofq_core.errors import DataError
 from ofq_core.files import sha256_file
+from ofq_core.npz import read_npz
 
 ARRAYS, MANIFEST = "arrays.npz", "manifest.json"
 SPLITS = ("train", "val", "test")
@@ -84,14 +86,11 @@ def load_prepared(folder: Path) -> PreparedData:
             f"{path} has sha256 {digest[:12]}, its manifest says "
             f"{manifest['arrays_sha256'][:12]}: it was changed; run `dvc repro -f prepare`"
         )
-    with np.load(path) as arrays:
-        splits = {
-            name: Split(
-                torch.from_numpy(arrays[f"{name}_images"]),
-                torch.from_numpy(arrays[f"{name}_labels"]),
-            )
-            for name in SPLITS
-        }
+    try:
+        arrays = read_npz(path)
+        splits = {name: _split(arrays, name, manifest["classes"]) for name in SPLITS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}); run `dvc repro -f prepare`") from error
     return PreparedData(
         **splits,
         mean=manifest["mean"],
@@ -99,3 +98,13 @@ def load_prepared(folder: Path) -> PreparedData:
         classes=manifest["classes"],
         manifest_sha256=sha256_file(folder / MANIFEST),
     )
+
+
+def _split(arrays: dict[str, NDArray[Any]], name: str, classes: int) -> Split:
+    """Raises ValueError or KeyError when they are not images and their labels."""
+    images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+    if images.dtype != np.float32 or images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(f"{name}: {images.dtype} {images.shape} and {labels.shape} do not fit")
+    if labels.dtype != np.int64 or not ((labels >= 0) & (labels < classes)).all():
+        raise ValueError(f"{name}_labels: expected classes from 0 to {classes - 1}")
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))

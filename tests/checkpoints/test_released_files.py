@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pathlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -117,6 +118,48 @@ def test_allowing_a_class_is_not_for_ever(written):
     load_released(path)
     with pytest.raises(Exception, match=r"argparse\.Namespace"):
         torch.load(path, weights_only=True)
+
+
+def header(shape, kind="<f4"):
+    """An array's header, without the array."""
+    text = repr({"descr": kind, "fortran_order": False, "shape": shape}).encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def pack(path, content, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("state/a.npy", content)
+
+
+TERABYTES = 2_500_000_000_000
+NPZ = {
+    "10 TB in a header": (header((TERABYTES,)), "shape (2500000000000,) is 10000000000000 bytes"),
+    "in two sizes": (header((TERABYTES, TERABYTES)), "bytes, the file holds 0"),
+    "more than there is": (header((3,)) + bytes(8), "shape (3,) is 12 bytes, the file holds 8"),
+    "less than there is": (header((1,)) + bytes(8), "shape (1,) is 4 bytes, the file holds 8"),
+    "below zero": (header((-2, -1)) + bytes(8), "shape (-2, -1)"),
+    "long texts": (header((), "<U250000000"), "is 1000000000 bytes, the file holds 0"),
+    "objects": (header((1,), "|O") + bytes(8), "an array of Python objects"),
+    "no header": (b"text", "magic string"),
+    "nothing": (b"", "EOF"),
+    "a header that is deep": (header((1,)).replace(b"(1,)", b"(" * 3000), "EOF"),
+    "a bomb": (header((2**23,)) + bytes(2**25), "more than such a file can hold"),
+}
+
+
+@pytest.mark.parametrize(("content", "part"), NPZ.values(), ids=NPZ)
+def test_npz_that_claims_what_it_does_not_hold(content, part, tmp_path):
+    """At once, and without the memory."""
+    path = tmp_path / "x.npz"
+    pack(path, content)
+    message = refused(path)
+    assert f"{path} ({path.stat().st_size} bytes) cannot be read: truncated or damaged" in message
+    assert part in message
+
+
+def test_numbers_of_another_machine(tmp_path):
+    np.savez(tmp_path / "x.npz", **{"state/a": np.arange(3, dtype=">f4")})
+    assert read_released(tmp_path / "x.npz").state["a"].tolist() == [0, 1, 2]
 
 
 def test_objects_in_an_npz_are_not_unpickled(tmp_path):

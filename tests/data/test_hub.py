@@ -190,8 +190,9 @@ def test_slices_without_a_common_row(zoo, image_settings, tmp_path):
     assert manifest["splits"]["test"]["per_class"] == [4, 4, 4]
 
 
-def test_damaged_parquet(zoo, hub_settings, tmp_path):
+def test_damaged_parquet(zoo, hub_settings, tmp_path, caplog):
     (tmp_path / "sets/pets/zoo/train.parquet").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"split 'train': cannot be read from .*Parquet") as error:
         prepare_data(hub_settings, tmp_path / "data")
     assert "\n" not in str(error.value)
+    assert not caplog.records, "nothing beside the one message"

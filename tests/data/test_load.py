@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,6 +84,37 @@ def test_one_changed_bit(copy):
     message = refused(copy)
     assert sha256_file(path)[:12] in message
     assert json.loads((copy / "manifest.json").read_text())["arrays_sha256"][:12] in message
+
+
+def images(count, kind=np.float32):
+    return np.zeros((count, 1, 8, 8), kind)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"val_images": None}, "val_images"),
+        ({"val_images": images(179)}, "float32 (179, 1, 8, 8) and (180,) do not fit"),
+        ({"val_images": images(180, np.float64)}, "float64 (180, 1, 8, 8)"),
+        ({"val_images": images(180)[:, 0]}, "(180, 8, 8)"),
+        ({"test_labels": np.full(449, 10)}, "test_labels: expected classes from 0 to 9"),
+        ({"test_labels": np.full(449, -1)}, "test_labels: expected classes from 0 to 9"),
+        ({"test_labels": np.zeros(449)}, "test_labels: expected classes from 0 to 9"),
+        ({"train_images": np.array(None)}, "an array of Python objects"),
+    ],
+)
+def test_arrays_that_are_no_images(changes, part, copy):
+    """Where manifest and arrays agree: their hash says nothing then."""
+    path = copy / "arrays.npz"
+    with np.load(path) as arrays:
+        content = {**arrays, **changes}
+    np.savez(path, **{name: value for name, value in content.items() if value is not None})
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["arrays_sha256"] = sha256_file(path)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    message = refused(copy)
+    assert "arrays.npz is damaged" in message
+    assert part in message
 
 
 def test_arrays_of_other_settings(copy, settings, tmp_path):

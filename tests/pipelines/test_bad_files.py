@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from ofq_core import checkpoints
-from pipelines import training
+from ofq_core.distributed import World
+from ofq_core.errors import DataError
+from pipelines import fit, training
 from pipelines.params import load_study
 from pipelines.training import Inputs
 
@@ -202,6 +204,14 @@ def test_every_stage_that_trains_checks_the_study(words, workspace, set_params, 
     changes, message = MISFITS["another bit width"]
     set_params(workspace, **changes)
     assert refused(workspace, *words) == message
+
+
+def test_batch_that_cannot_be_split_over_the_processes(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    study = load_study()
+    fit.check_study(study, World(0, 32))
+    with pytest.raises(DataError, match=r"teacher\.recipe\.batch_size = 32: 32 images can"):
+        fit.check_study(study, World(0, 33))
 
 
 def test_batch_of_all_images_fits(workspace, set_params, command):

@@ -15,6 +15,7 @@ from torch import nn
 
 from ofq_core.cost import model_cost, places
 from ofq_core.models import QuantPlan, build_model, convert
+from ofq_core.output import any_output
 from ofq_core.settings import FidelitySettings, ModelSettings, QuantSettings
 from ofq_core.settings.types import Bits
 
@@ -84,4 +85,5 @@ def _ratios(model: nn.Module) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(backbone_costs(), indent=2))
+    with any_output():
+        print(json.dumps(backbone_costs(), indent=2))

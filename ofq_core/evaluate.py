@@ -41,6 +41,7 @@ Shape = tuple[int, int, int]
 COLOURS = 3
 # How many names a message gives.
 SHOWN = 5
+INTERRUPTED = 130  # as shells report a command that Ctrl-C ended
 
 
 def prepared_data(folder: Path, shape: Shape, settings: DataSettings | None) -> Data:
@@ -245,7 +246,8 @@ def write_report(path: Path | None, content: dict[str, Any]) -> None:
 
 @any_output()
 def command(run_main: Callable[[list[str]], None]) -> NoReturn:
-    """Run a command and exit: 0, or 1 with one message on stderr; 141 when nobody reads it."""
+    """Run a command and exit: 0, or 1 with one message on stderr; 130 when interrupted, 141 when
+    nobody reads the output."""
     try:
         run_main(sys.argv[1:])
     except OFQError as error:
@@ -255,6 +257,8 @@ def command(run_main: Callable[[list[str]], None]) -> NoReturn:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     sys.exit(0)
 
 

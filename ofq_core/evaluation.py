@@ -15,7 +15,7 @@ from ofq_core.compiling import not_compiled
 from ofq_core.data import Data, Share, SplitName
 from ofq_core.distributed import CPU, World
 from ofq_core.errors import DataError, ModelError
-from ofq_core.finite import first_not_finite
+from ofq_core.finite import first_not_finite, not_finite_tensor
 from ofq_core.nn import quantized_once
 from ofq_core.precision import Precision, matrix_precision
 from ofq_core.quant.statsq import at_least_float32
@@ -105,8 +105,14 @@ def evaluate(
 
     Raises:
         DataError: not one image of the split could be read.
-        ModelError: logits of some image are NaN or infinite; in all processes, whichever saw it.
+        ModelError: a weight, or a logit of some image, is NaN or infinite; in all processes,
+            whichever saw it.
     """
+    called = f"{name}: " if name else ""
+    # An activation's quantizer clips what is infinite: not all of it would reach the logits.
+    wrong = not_finite_tensor(model.state_dict().items())
+    if wrong is not None:
+        raise ModelError(f"{called}{wrong}: no accuracy can be told")
     training = model.training
     model.eval()
     per_class = torch.zeros(2, data.classes, dtype=torch.int64, device=device)
@@ -140,7 +146,7 @@ def evaluate(
     if not_finite:
         where = next((module for module in found if module is not None), "the last operation")
         raise ModelError(
-            f"{name}{': ' * bool(name)}{not_finite} of {count} {split} images get logits that are "
+            f"{called}{not_finite} of {count} {split} images get logits that are "
             f"NaN or infinite, first in {where}: no accuracy can be told"
         )
     if count == 0:

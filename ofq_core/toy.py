@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ofq_core.methods.lsq import LSQWeight
 from ofq_core.methods.statsq import StatsQWeight
 from ofq_core.nn import WeightQuantizer
+from ofq_core.output import any_output
 
 BITS = 2
 STEPS = 400
@@ -167,4 +168,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with any_output():
+        main()

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-BROKEN_PIPE = 141  # as shells report a command whose reader went away
+INTERRUPTED = 130  # as shells report a command that Ctrl-C ended
+BROKEN_PIPE = 141  # and one whose reader went away
 
 
 class TableError(Exception):
@@ -16,7 +17,8 @@ class TableError(Exception):
 
 
 def command_main(main: Callable[[], int]) -> NoReturn:
-    """Run a command and exit with its status, or 141 where nobody reads it, as in `... | head`.
+    """Run a command and exit with its status: 130 after Ctrl-C, 141 where nobody reads the output,
+    as in `... | head`.
 
     Characters that the terminal's encoding lacks are printed as '?'.
     """
@@ -27,6 +29,8 @@ def command_main(main: Callable[[], int]) -> NoReturn:
     try:
         try:
             status = main()
+        except KeyboardInterrupt:
+            status = INTERRUPTED
         except SystemExit as end:
             status = end.code
         # Here rather than at exit, where a broken pipe can no longer be caught.

@@ -423,7 +423,7 @@ class Trainer:
             aside = path.with_suffix(".unusable")
             if self.world.main:
                 path.rename(aside)
-            self.log(f"{name}: {wrong.message}; not used, kept as {aside}")
+            self.log(f"{name}: {wrong.message}; not used, kept as {aside} until the run is done")
         if fresh is not None:
             self.log(f"{name}: no other checkpoint is there, starting afresh")
 

@@ -419,7 +419,9 @@ def test_bad_checkpoint(kind, part, interrupted, command, undisturbed, tmp_path)
     (said,) = [line for line in done.out.splitlines() if str(place) in line]
     assert said.startswith(f"ofq-w2a2-s0: {place}")
     assert part in said
-    assert said.endswith(f"; not used, kept as {place.with_suffix('.unusable')}")
+    assert said.endswith(
+        f"; not used, kept as {place.with_suffix('.unusable')} until the run is done"
+    )
     assert "ofq-w2a2-s0: no other checkpoint is there, starting afresh" in done.out
     assert not marker.exists()
     assert (folder / "results/experiment/student.pt").read_bytes() == undisturbed

@@ -191,7 +191,9 @@ def test_both_take_the_same_checkpoint(troubled, identical):
         mended = result["mended"]
         assert mended.pop("steps") == 18 - 7
         damaged, going_on = mended.pop("log")
-        assert damaged.endswith(f"; not used, kept as {folder / 'torn.unusable'}")
+        assert damaged.endswith(
+            f"; not used, kept as {folder / 'torn.unusable'} until the run is done"
+        )
         assert going_on.endswith(f"after epoch 1, step 1 from {folder / 'torn.previous.pt'}")
         identical(mended, result["undisturbed"])
 

@@ -129,6 +129,18 @@ def test_logits_that_are_not_finite_are_no_answer(value, batch_size):
     assert str(error.value).startswith(said)
 
 
+def test_weights_that_are_not_finite():
+    """Also where what follows would hide them."""
+    model = nn.Sequential(Fixed(), nn.Linear(3, 3), nn.Hardtanh())
+    with torch.no_grad():
+        model[1].weight[0, 1] = -math.inf
+    with pytest.raises(ModelError) as error:
+        evaluate(model, data_of([[3.0, 2.0, 1.0]], [0]), "test", 1, name="a.pt")
+    assert str(error.value) == (
+        "a.pt: 1.weight has 1 of 9 values like -inf: no accuracy can be told"
+    )
+
+
 def test_finite_weights_that_overflow():
     """In BF16 as in FP32 the largest number is 3e38."""
     model = nn.Sequential(Fixed(), nn.Linear(3, 3), nn.Linear(3, 3))

@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_costs_one_step(
     trainer, steps, log = go_on(settings, folder, make_trainer)
     assert steps == 18 - 13
     assert log[0].startswith(f"ofq-w2a2-s0: {newest}")
-    assert log[0].endswith(f"; not used, kept as {folder / 'c.unusable'}")
+    assert log[0].endswith(f"; not used, kept as {folder / 'c.unusable'} until the run is done")
     assert log[1:] == [
         "ofq-w2a2-s0: cut off before, going on after epoch 2, step 1 from "
         f"{folder / 'c.previous.pt'}"

@@ -287,7 +287,7 @@ CONTRADICTIONS = [
     (VALID, "data", {**PHOTOS, "pad": 4}, ["data.pad = 4: " + NO_EFFECT]),
     (VALID, "data", {**PHOTOS, "download": True}, ["data.download = True: " + NO_EFFECT]),
     (VALID, "data", {**PHOTOS, "name": "Digits"}, ["data.name = 'Digits'", "data/digits is taken"]),
-    (VALID, "data", {**PHOTOS, "name": "settings-checked"}, ["data/settings-checked is taken"]),
+    (VALID, "data", {**PHOTOS, "name": "checked"}, ["data/checked is taken"]),
 ]
 
 # As near to these as can be, and right.

@@ -303,6 +303,7 @@ SENSIBLE = [
     (VALID, "distill.cache_teacher", True),
     ({**VALID, "fidelity": {"cooldown": True}}, "recipe.cooldown_epochs", 3),
     (VALID, "recipe", {**RECIPE, "lr": None, "by_bits": BY_BITS}),
+    (NO_CGA, "recipe", {**RECIPE, "by_bits": {5: {"lr": 0.1}}}),
     (VALID, "quant.boundary_range", 0.01),
     (VALID, "model.mlp_ratio", 0.01),
     (VALID, "grid.full_precision_seeds", [1, 2]),

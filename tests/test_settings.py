@@ -287,7 +287,7 @@ CONTRADICTIONS = [
     (VALID, "data", {**PHOTOS, "pad": 4}, ["data.pad = 4: " + NO_EFFECT]),
     (VALID, "data", {**PHOTOS, "download": True}, ["data.download = True: " + NO_EFFECT]),
     (VALID, "data", {**PHOTOS, "name": "Digits"}, ["data.name = 'Digits'", "data/digits is taken"]),
-    (VALID, "data", {**PHOTOS, "name": "settings-checked"}, ["data/settings-checked is taken"]),
+    (VALID, "data", {**PHOTOS, "name": "checked"}, ["data/checked is taken"]),
 ]
 
 # As near to these as can be, and right.
@@ -303,6 +303,7 @@ SENSIBLE = [
     (VALID, "distill.cache_teacher", True),
     ({**VALID, "fidelity": {"cooldown": True}}, "recipe.cooldown_epochs", 3),
     (VALID, "recipe", {**RECIPE, "lr": None, "by_bits": BY_BITS}),
+    (NO_CGA, "recipe", {**RECIPE, "by_bits": {5: {"lr": 0.1}}}),
     (VALID, "quant.boundary_range", 0.01),
     (VALID, "model.mlp_ratio", 0.01),
     (VALID, "grid.full_precision_seeds", [1, 2]),

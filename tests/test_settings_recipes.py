@@ -87,16 +87,30 @@ def test_other_bits_with_every_value_given():
 
 
 def test_half_a_recipe():
-    message = message_of(_2=TWO, _4={"lr": 1e-3})
-    assert message.startswith("params.yaml: recipe: by_bits.4 lacks batch_size, weight_decay:")
+    """Refused for who runs it, at other bit widths it is in nobody's way."""
+    recipes = choice(_2=TWO, _4={"lr": 1e-3})
+    assert recipes.resolve(2, "run").lr == 1e-3
+    with pytest.raises(SettingsError, match=r"run: recipe\.by_bits\.4 lacks batch_size, weight_de"):
+        recipes.resolve(4, "run")
     # What null means something for may be set at one bit width alone.
     assert choice(_2=TWO, _4={**FOUR, "mix_group": 4}).resolve(2, "run").mix_group is None
 
 
-def test_contradictions_name_the_bit_width():
-    message = message_of({"min_lr": 7e-4}, _2=TWO, _4=FOUR)
-    assert message == (
-        "params.yaml: recipe: at 4 bits, min_lr = 0.0007 must not exceed lr = 0.0005"
+def test_epochs_of_cooldown_are_asked_for_with_its_switch():
+    recipes = choice(_2={**TWO, "cooldown_epochs": 3}, _4=FOUR)
+    assert recipes.resolve(2, "run").cooldown_epochs == 3
+    assert recipes.resolve(4, "run", cooldown=False).cooldown_epochs == 0
+    with pytest.raises(SettingsError, match=r"by_bits\.4 lacks cooldown_epochs"):
+        recipes.resolve(4, "run", cooldown=True)
+
+
+def test_contradictions_name_the_run():
+    recipes = choice({"min_lr": 7e-4}, _2=TWO, _4=FOUR)
+    assert recipes.resolve(2, "run").min_lr == 7e-4
+    with pytest.raises(SettingsError) as error:
+        recipes.resolve(4, "cell of 4 bits")
+    assert str(error.value) == (
+        "cell of 4 bits: recipe: min_lr = 0.0007 must not exceed lr = 0.0005"
     )
     assert message_of(TWO | {"min_lr": 1.0}) == (
         "params.yaml: recipe: min_lr = 1 must not exceed lr = 0.001"

@@ -124,7 +124,7 @@ class ImageSettings(Model):
     @classmethod
     def _own_folder(cls, value: str) -> str:
         # Not in another case either: there are file systems on which that is the same folder.
-        if value.lower() in ("digits", "settings-checked"):
+        if value.lower() in ("digits", "checked"):
             raise ValueError(f"data/{value.lower()} is taken: expected another name")
         return value
 

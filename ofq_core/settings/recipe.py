@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from ofq_core.errors import SettingsError
@@ -137,30 +137,26 @@ class RecipeChoice(PartialRecipe):  # type: ignore[misc]
 
     @model_validator(mode="after")
     def _every_recipe_is_one(self) -> RecipeChoice:
+        """Without `by_bits`; else the recipe of a bit width is looked at when a run takes it."""
         if not self.by_bits:
             RecipeSettings.model_validate(_set_keys(self))
-        for bits in self.by_bits:
-            missing = self._missing(bits)
-            if missing:
-                raise ValueError(
-                    f"by_bits.{bits} lacks {', '.join(missing)}: expected every key that any bit "
-                    "width or every recipe needs"
-                )
-            try:
-                RecipeSettings.model_validate(self.merged(bits))
-            except ValidationError as error:
-                reason = error.errors()[0]["ctx"]["error"]
-                raise ValueError(f"at {bits} bits, {reason}") from None
         return self
 
-    def resolve(self, wbits: int, source: str) -> RecipeSettings:
-        """The recipe of one bit width.
+    def resolve(self, wbits: int, source: str, cooldown: bool = True) -> RecipeSettings:
+        """The recipe of one bit width; without a cool-down it may lack the epochs of one.
 
         Raises:
             SettingsError: a key is set neither here nor for this bit width, or keys contradict
                 each other.
         """
         missing = self._missing(wbits)
+        if not cooldown and "cooldown_epochs" in missing:
+            missing.remove("cooldown_epochs")
+        if missing and wbits in self.by_bits:
+            raise SettingsError(
+                f"{source}: recipe.by_bits.{wbits} lacks {', '.join(missing)}: expected every key "
+                "that any bit width or every recipe needs"
+            )
         if missing:
             known = ", ".join(str(bits) for bits in sorted(self.by_bits))
             keys = ", ".join(f"recipe.{key}" for key in missing)
@@ -178,7 +174,7 @@ class RecipeChoice(PartialRecipe):  # type: ignore[misc]
     def is_complete(self, wbits: int) -> bool:
         """Whether there is a recipe for a bit width that contradicts itself nowhere."""
         try:
-            self.resolve(wbits, "recipe")
+            self.resolve(wbits, "recipe", cooldown=False)
         except SettingsError:
             return False
         return True

@@ -192,8 +192,15 @@ class StudySettings(Model):
         Raises:
             SettingsError: one of them cannot be.
         """
+        return [self.experiment(), *self.runs_of_grid()]
+
+    def runs_of_grid(self) -> list[RunSettings]:
+        """The cells of the grid, then the full-precision runs.
+
+        Raises:
+            SettingsError: one of them cannot be.
+        """
         return [
-            self.experiment(),
             *(self.cell(*cell) for cell in self.grid.all_cells()),
             *(self.full_precision(seed) for seed in self.grid.full_precision_seeds),
         ]
@@ -205,7 +212,7 @@ class StudySettings(Model):
             SettingsError: there is no recipe for its bit width.
         """
         what = f"experiment {self.quant.method}"
-        recipe = self.recipe.resolve(self.quant.wbits, what)
+        recipe = self.recipe.resolve(self.quant.wbits, what, self.fidelity.cooldown)
         return self._resolved(self.quant, self.seed, recipe, self.distill, what)
 
     def cell(self, method: str, bits: int, seed: int) -> RunSettings:
@@ -225,8 +232,8 @@ class StudySettings(Model):
         raw = {**self.grid.quant.model_dump(), **own, "wbits": bits, "abits": bits}
         what = f"grid cell {method}-{bits}-{seed}"
         quant = validated(QuantSettings, raw, what, prefix="quant")
-        recipe = self.recipe.resolve(quant.wbits, what)
-        fidelity = None if row.fidelity is None else BUNDLES[row.fidelity]
+        fidelity = self.fidelity if row.fidelity is None else BUNDLES[row.fidelity]
+        recipe = self.recipe.resolve(quant.wbits, what, fidelity.cooldown)
         return self._resolved(quant, seed, recipe, self.distill, what, method, fidelity)
 
     def full_precision(self, seed: int) -> RunSettings:

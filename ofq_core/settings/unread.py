@@ -95,7 +95,8 @@ def _of_recipes(
     own = study.teacher.recipe
     if own is not None and own.cooldown_epochs and not study.fidelity.cooldown:
         yield "teacher.recipe.cooldown_epochs", own.cooldown_epochs, "fidelity.cooldown = false"
-    for bits, recipe in special.items():
+    # Who runs other bit widths than a preset knows sets every key for all of them, as asked to.
+    for bits, recipe in special.items() if study.quant.wbits in special else ():
         keys = [key for key in RecipeSettings.model_fields if getattr(recipe, key) is not None]
         if all(getattr(common, key) is not None for key in keys):
             for key in keys:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from pipelines.params import load_study
+
 BITS = "expected 2, 3, 4, 5, 6, 7, 8 or 32"
 KNOWN_METHODS = "known are lsq, statsq, statsq_qkr, ofq"
 
@@ -84,15 +86,41 @@ OVERRIDES = [
     ("recipe.epochs=0", ["recipe.epochs = 0: expected at least 1"]),
     ("grid.seeds=[]", ["grid.seeds = []", "at least 1"]),
     ("grid.methods=[oqf]", ["unknown method 'oqf'", KNOWN_METHODS]),
-    ("nonsense", ["nonsense"]),
+    ("nonsense", ["no setting that can be read: expected key=value"]),
+    ("recipe.lr=[", ["no setting that can be read: expected key=value"]),
+    ("=3", ["no setting that can be read"]),
+    ("study=café", ["no setting that can be read", "in quotes"]),
+    ("study=a=b", ["no setting that can be read"]),
+    ("--chekc", ["no setting that can be read"]),
+    ("quant.wbits=2 seed=3", ["no setting that can be read"]),
+    ("seed=1,2", ["several values: expected one"]),
+    ("seed=range(1,3)", ["several values: expected one"]),
+    ("+study=x", ["conf/ has this entry: leave out the +"]),
+    ("~nothing", ["conf/ has no such entry to take away"]),
+    ("~seed", ["seed: this key is missing"]),
+    ("data=null", ["expected the name of a file in conf/data/"]),
+    ("recipe={lr: 1}", ["expected the name of a file in conf/recipe/"]),
+    ("seed=${nothing}", ["a value that this one or another refers to"]),
+    ("seed=${seed}", ["a value that this one or another refers to"]),
+    ("quant.options=[1]", ["expected keys with values"]),
+    ("study=12e8", ["study = 1200000000.0: expected a text", "in quotes"]),
+    ("study=0o10", ["study = 8: expected a text", "in quotes"]),
+    ("recipe.lr=1e999", ["recipe.lr = inf: expected a finite number"]),
+    ("fidelity.cooldown=yes", ["fidelity.cooldown = 'yes': expected true or false"]),
+    ("recipe.cga_epochs=0", ["experiment ofq: quant.cga = true, but recipe.cga_epochs = 0"]),
+    ("recipe.cooldown_epochs=3", ["recipe.cooldown_epochs = 3: has no effect"]),
+    ("+recipe.by_bits.2.lr=0.1", ["recipe.by_bits.2.lr = 0.1: has no effect", "recipe.lr = 0.006"]),
+    ("study=" + "x" * 300, ["study = 'xxx", "...xxx", "at most 100 characters, found 300"]),
 ]
 
 
-@pytest.mark.parametrize(("override", "parts"), OVERRIDES, ids=[o for o, _ in OVERRIDES])
+@pytest.mark.parametrize(("override", "parts"), OVERRIDES, ids=[o[:40] for o, _ in OVERRIDES])
 def test_overrides(override, parts, settings_only, command, snapshot, one_message):
     before = snapshot(settings_only)
     message = one_message(command(settings_only, "pipelines.params", override))
-    assert message.startswith(f"{override}: "), "says which override"
+    assert message.startswith((f"{override}: ", f"'{override[:100]}")), "says which override"
+    assert len(message) < 500
+    assert not any(word in message for word in ("Lexer", "overrid", "Hydra", "should", "valid "))
     for part in parts:
         assert part in message
     assert ".draft" not in message
@@ -112,13 +140,55 @@ def test_more_bits_than_the_preset_knows(
     message = one_message(done)
     assert f"experiment {'lsq' if bits == 5 else 'fp'}: {known}" in message
     assert "or set recipe.batch_size, recipe.lr" in message
-    if bits == 5:
-        done = command(settings_only, "pipelines.params", preset, "grid.bits=[2,5]")
-        assert f"grid cell lsq-5-0: {known}" in one_message(done)
     assert snapshot(settings_only) == before
 
 
-@pytest.mark.parametrize("stage", ["check", "prepare", "teacher", "qat", "tables"])
+def test_a_grid_that_cannot_run_is_no_fault_of_the_experiment(
+    settings_only, command, snapshot, one_message
+):
+    """What is refused is what will run: each is checked for itself."""
+    known = "quant.wbits = 5: recipe.by_bits has a recipe for 2, 3, 4 bits only"
+    done = command(
+        settings_only, "pipelines.params", "preset=imagenet_deit_tiny", "grid.bits=[2,5]"
+    )
+    assert done.code == 0
+    assert done.err.startswith("note: the experiment can run, the grid cannot: grid cell lsq-5-0: ")
+    before = snapshot(settings_only)
+    for what, code in (("settings", 0), ("grid", 1)):
+        done = command(settings_only, "pipelines.check", "--what", what)
+        assert done.code == code, done.err
+        assert (settings_only / "data/checked" / what).exists() == (code == 0)
+    assert one_message(done).startswith(f"params.yaml: grid cell lsq-5-0: {known}")
+    command_line = ["pipelines.grid", "--method", "lsq", "--seed", "0", "--bits"]
+    assert known in command(settings_only, *command_line, "5").err
+    assert known not in command(settings_only, *command_line, "2").err
+    assert known not in command(settings_only, "pipelines.qat").err
+    assert before.items() <= snapshot(settings_only).items()
+
+
+def test_a_recipe_of_other_bits_is_no_fault_of_the_experiment(
+    settings_only, set_params, command, one_message
+):
+    done = command(settings_only, "pipelines.params", "preset=imagenet_deit_tiny")
+    assert done.code == 0, done.err
+    set_params(settings_only, recipe__by_bits__3__lr=None, recipe__by_bits__4__lr=1e-7)
+    assert command(settings_only, "pipelines.check", "--what", "settings").code == 0
+    message = one_message(command(settings_only, "pipelines.check", "--what", "grid"))
+    assert "grid cell lsq-3-0: recipe.by_bits.3 lacks lr" in message
+    set_params(settings_only, grid__bits=[4])
+    message = one_message(command(settings_only, "pipelines.check", "--what", "grid"))
+    assert "grid cell lsq-4-0: recipe: " in message
+    assert "lr = 1e-07" in message
+
+
+def test_an_experiment_that_cannot_run_is_no_fault_of_the_grid(settings_only, set_params, command):
+    """Everything else waits for the experiment, as for what is dialled."""
+    set_params(settings_only, recipe__cga_epochs=0, grid__methods=["lsq"])
+    for what, code in (("settings", 1), ("grid", 0)):
+        assert command(settings_only, "pipelines.check", "--what", what).code == code
+
+
+@pytest.mark.parametrize("stage", ["check", "qat"])
 def test_every_stage_knows_that_a_recipe_is_missing(
     stage, settings_only, set_params, command, snapshot, one_message
 ):
@@ -127,7 +197,7 @@ def test_every_stage_knows_that_a_recipe_is_missing(
     set_params(settings_only, quant__wbits=6)
     before = snapshot(settings_only)
     message = one_message(command(settings_only, f"pipelines.{stage}"))
-    assert message.startswith("params.yaml: experiment ofq: quant.wbits = 6: recipe.by_bits has")
+    assert "experiment ofq: quant.wbits = 6: recipe.by_bits has a recipe for 2, 3, 4" in message
     assert snapshot(settings_only) == before
 
 
@@ -169,11 +239,33 @@ def test_arguments_of_a_cell(words, code, part, settings_only, command, snapshot
     assert snapshot(settings_only) == before
 
 
-def test_files_that_are_no_settings(settings_only, command, one_message):
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 11)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"quant: [", "no valid YAML: line 1: "),
+        (b"# caf\xe9\n", "no valid YAML: line 1: not UTF-8 text"),
+        (b"seed: 0\nseed: 1\n", "no valid YAML: line 2: the key 'seed' stands here twice"),
+        (b"[" * 50_000, "no valid YAML: nested too deeply"),
+        (BOMB.encode(), "no valid YAML: line 6: more than 20000 values"),
+        (b"study: 2024-01-01\n", "no valid YAML: line 1: '2024-01-01' is a date"),
+        (b"a: 1\n---\nb: 1\n", "no valid YAML: line 2: a second document"),
+        (b"", "empty"),
+    ],
+)
+def test_files_that_are_no_settings(content, said, settings_only, command, one_message):
     params = settings_only / "params.yaml"
-    params.write_text("quant: [")
-    assert "params.yaml: no valid YAML" in command(settings_only, "pipelines.check").err
-    params.unlink()
+    params.write_bytes(content)
+    message = one_message(command(settings_only, "pipelines.check"))
+    assert message.startswith(f"params.yaml: {said}")
+
+
+def test_no_file_with_settings(settings_only, command, one_message):
+    (settings_only / "params.yaml").unlink()
     message = one_message(command(settings_only, "pipelines.check"))
     assert message == "params.yaml: no such file; run from the root of the repository"
 
@@ -183,4 +275,46 @@ def test_output_folder_that_cannot_be_made(settings_only, command, one_message):
     (settings_only / "data").write_text("a file where a folder should be")
     message = one_message(command(settings_only, "pipelines.check"))
     assert message.startswith("data")
-    assert "File exists" in message
+    assert "Not a directory" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("grid:\n  seeds: [010]\n", "grid.seeds.0: Hydra reads 8, DVC 10"),
+        ("recipe:\n  lr: 1_0:30\n", "recipe.lr: Hydra reads 630, DVC '1_0:30'"),
+        ("fidelity:\n  cooldown: yes\n", "fidelity.cooldown: Hydra reads True, DVC 'yes'"),
+        ("seed: 1\nseed: 2\n", "no valid YAML: line 3: the key 'seed' stands here twice"),
+        ("seed: [\n", "no valid YAML: line 3: "),
+    ],
+)
+def test_a_file_of_conf_that_is_read_as_two_things(
+    text, said, settings_only, command, snapshot, one_message
+):
+    """Hydra's YAML is 1.1, DVC's is 1.2."""
+    path = settings_only / "conf/preset/mine.yaml"
+    path.write_text("# @package _global_\n" + text)
+    before = snapshot(settings_only)
+    message = one_message(command(settings_only, "pipelines.params", "preset=mine"))
+    assert message.startswith(f"conf/preset/mine.yaml: {said}")
+    assert snapshot(settings_only) == before
+
+
+def test_numbers_are_those_that_dvc_reads(settings_only, command):
+    """What PyYAML takes for a text, or for another number, runs and is recorded as one."""
+    params = settings_only / "params.yaml"
+    text = params.read_text()
+    assert "  lr: 0.006" in text
+    params.write_text(text.replace("\nseed: 0\n", "\nseed: 010\n").replace("lr: 0.006", "lr: 6e-3"))
+    study = load_study(params)
+    assert (study.seed, study.recipe.lr) == (10, 0.006)
+    assert study.experiment().name == "ofq-w2a2-s10"
+
+
+def test_help(settings_only, command, snapshot):
+    before = snapshot(settings_only)
+    for name in ("params", "check"):
+        done = command(settings_only, f"pipelines.{name}", "--help")
+        assert (done.code, done.err) == (0, "")
+        assert f"python -m pipelines.{name}" in done.out
+    assert snapshot(settings_only) == before

@@ -22,7 +22,6 @@ SMALL = (
     "recipe.batch_size=16",
     "recipe.mix_group=8",
     "recipe.epochs=2",
-    "recipe.cooldown_epochs=1",
     "recipe.cga_epochs=1",
     "recipe.warmup_epochs=0",
     "recipe.threads=1",
@@ -40,7 +39,15 @@ SWIN = (
 # Preset with its bits, sizes, and what the recipe of these bits turns on (spec 7.2).
 STUDIES = {
     "deit": (("preset=imagenet_deit_small", "quant.wbits=3"), DEIT),
-    "swin": (("preset=imagenet_swin_tiny", "quant.wbits=2", "fidelity=released"), SWIN),
+    "swin": (
+        (
+            "preset=imagenet_swin_tiny",
+            "quant.wbits=2",
+            "fidelity=released",
+            "recipe.cooldown_epochs=1",
+        ),
+        SWIN,
+    ),
 }
 
 

@@ -12,7 +12,12 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
+import yaml
+from PIL import Image
 
+from ofq_core.models import build_model
+from ofq_core.settings import ModelSettings
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.pipeline
@@ -105,6 +110,45 @@ def test_plots_compare_with_the_commit(dialled, shell):
     page = (dialled.folder / "dvc_plots/index.html").read_text()
     assert '"rev": "HEAD"' in page
     assert '"rev": "workspace"' in page
+
+
+# In a copy of the repository
+
+
+def test_a_copy_finds_what_the_user_named(copy_working_tree, shell, tmp_path):
+    """Images in datasets/ and weights beside the code, neither of them in git."""
+    folder = copy_working_tree(tmp_path / "clone")
+    for split, count in (("train", 8), ("val", 2)):
+        for label in range(4):
+            place = folder / "datasets/imagenet" / split / f"n{label}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (40, 36), (60 * label, 20 * number, 9)).save(
+                    place / f"{number}.png"
+                )
+    sizes = [f"model.{size}" for size in ("patch_size=8", "embed_dim=16", "depth=1", "num_heads=2")]
+    sizes += ["model.num_classes=4", "model.img_size=32", "data.size=32", "data.val_share=0.25"]
+    weights = ["teacher.pretrained=null", "teacher.checkpoint=given/teacher.pt"]
+
+    def run(*words):
+        done = shell(folder, *words, OFQ_WORKERS="0")
+        assert done.code == 0, done.out
+        return done.out
+
+    overrides = ["preset=imagenet_deit_small", *sizes, *weights]
+    run("python", "-m", "pipelines.params", *overrides)
+    (folder / "given").mkdir()
+    (folder / "given/.gitignore").write_text("*.pt\n")
+    settings = yaml.safe_load((folder / "params.yaml").read_text())["model"]
+    teacher = build_model(ModelSettings(**settings), 3)
+    torch.save(teacher.state_dict(), folder / "given/teacher.pt")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "Working tree"]):
+        run("git", *words)
+    changes = [word for override in overrides for word in ("-S", override)]
+    said = run("dvc", "exp", "run", "--temp", *changes, "teacher")
+    assert "folder -> data/imagenet: train 24, val 8, test 8 images" in said
+    assert "% on 8 test images" in said
+    assert "datasets" not in run("git", "status", "--porcelain", "-uall")
 
 
 # Mistakes

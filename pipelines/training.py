@@ -196,6 +196,7 @@ def _write_result(result: Path, trainer: Trainer, inputs: Inputs, began: float) 
         result / "env.json",
         {
             **describe_environment(trainer.world),
+            **checkpoints.record(result / "student.pt"),
             "precision": settings.recipe.precision,
             "pieces_per_step": trainer.gradients.pieces,
             "manifest_sha256": trainer.data.manifest_sha256,

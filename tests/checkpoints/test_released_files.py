@@ -35,7 +35,7 @@ def refused(path, **arguments):
 
 def test_missing(tmp_path):
     assert refused(tmp_path / "x.pth") == f"{tmp_path / 'x.pth'}: no such file"
-    assert refused(tmp_path) == f"{tmp_path}: no such file"
+    assert refused(tmp_path) == f"{tmp_path} is a folder: expected a file of weights"
 
 
 JUNK = [b"", b"text", bytes(range(256)) * 20, b"PK\x03\x04" + b"\0" * 9]
@@ -45,7 +45,7 @@ JUNK = [b"", b"text", bytes(range(256)) * 20, b"PK\x03\x04" + b"\0" * 9]
 def test_no_checkpoint(content, tmp_path):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
-    assert f"({len(content)} bytes) cannot be read: truncated, or no checkpoint" in refused(path)
+    assert f"({len(content)} bytes) cannot be read: " in refused(path)
 
 
 def test_truncated_checkpoint(written):
@@ -53,7 +53,7 @@ def test_truncated_checkpoint(written):
     whole = path.read_bytes()
     for size in (100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert f"({size} bytes) cannot be read: truncated" in refused(path)
+        assert f"({size} bytes) cannot be read: " in refused(path)
 
 
 def test_truncated_npz(converted, tmp_path):
@@ -106,9 +106,11 @@ def test_harmless_classes_are_refused_too(tmp_path):
     torch.save({"args": argparse.Namespace(output=pathlib.PurePosixPath("a"))}, path)
     message = refused(path)
     assert "wants to load pathlib.PurePosixPath" in message
-    assert "needs argparse.Namespace only" in message
+    assert "save them alone" in message
     torch.save(torch.nn.Linear(2, 2), path)
-    assert "wants to load torch.nn.modules.linear.Linear" in refused(path)
+    message = refused(path)
+    assert "torch.nn.modules.linear.Linear" in message
+    assert "It is a pickled model: where its code is, save torch.save(model.state_dict()" in message
 
 
 def test_allowing_a_class_is_not_for_ever(written):
@@ -135,18 +137,17 @@ def test_objects_in_an_npz_are_not_unpickled(tmp_path):
         ([1, 2], "found a list"),
         (torch.zeros(2), "found a Tensor"),
         ({}, "found nothing"),
-        ({"state_dict": {}}, "found state_dict"),
-        ({"state_dict": 3, "epoch": 1}, "found state_dict, epoch"),
+        ({"state_dict": {}}, "found 'state_dict' of type dict"),
+        ({"state_dict": 3, "epoch": 1}, "found 'state_dict' of type int, 'epoch' of type int"),
         ({"state_dict": {"a": 1}}, "found 'a' of type int"),
         ({"a": "text"}, "found 'a' of type str"),
-        ({"model": {"a": torch.zeros(1)}}, "full-precision weights are read as a teacher"),
     ],
 )
 def test_other_content(content, found, tmp_path):
     path = tmp_path / "x.pth"
     torch.save(content, path)
     message = refused(path)
-    assert "no weights in the released layout" in message
+    assert "no weights in this file" in message
     assert found in message
 
 

@@ -120,12 +120,14 @@ def check_pickle(path: Path) -> None:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
             plain = CheckpointError(
                 f"{path} is a plain pickle, and nothing of it was executed: expected what "
-                "torch.save or safetensors write"
+                "torch.save or safetensors write. If you trust it, save its weights with torch.save"
             )
             if whole[1] != _PROTOCOL:
                 raise plain
             first = _inventory(whole)
             if first.value != torch.serialization.MAGIC_NUMBER:
+                # How a pickle of tensors that torch.save did not write holds them.
+                first.wanted.discard("torch.storage._load_from_bytes")
                 _check_wanted(path, first)
                 raise plain
             _, _, found, keys = (_inventory(whole) for _ in range(4))
@@ -216,7 +218,8 @@ class _Inventory(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Something inert for any name."""
-        full = f"{module}.{name}"
+        # Python 2's name for it, which this protocol writes.
+        full = f"{'builtins' if module == '__builtin__' else module}.{name}"
         if full in _REBUILDS:
             return _check_backed
         if full == "collections.OrderedDict":
@@ -246,8 +249,11 @@ class _Inventory(pickle.Unpickler):
         return count
 
 
-def _check_backed(count: int, start: int, size: Any, stride: Any, *_: object) -> _Inert:
+def _check_backed(count: Any, start: int, size: Any, stride: Any, *_: object) -> _Inert:
     """In place of building a tensor: does its storage hold all of it, each entry once?"""
+    if not isinstance(count, int):
+        # Something else in place of a storage, which `wanted` names.
+        return _Inert()
     entries = math.prod(size)
     last = start + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((0, start, *size, *stride)) < 0 or (entries and (last >= count or entries > count)):

@@ -156,8 +156,42 @@ def test_npz_of_another_kind(tmp_path):
     np.savez(path, train_images=np.zeros(3), train_labels=np.zeros(3))
     assert "expected arrays state/<key>" in refused(path)
     assert "found train_images, train_labels" in refused(path)
+    np.savez(path, **{"state/a": np.zeros(1), "state/b": np.array(["text"]), "x": np.zeros(1)})
+    assert read_released(path).left == ("state/b", "x")
     np.savez(path, meta="{", **{"state/a": np.zeros(1)})
     assert "meta is no JSON" in refused(path)
+
+
+def test_what_nobody_reads_is_named(written):
+    """An average of the weights beside them is a choice, and the report says which was made."""
+    path = written(epoch=3)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, weights_only=True)
+    content["state_dict_ema"] = {key: 2 * v for key, v in content["state_dict"].items()}
+    torch.save({**content, "optimizer": {"state": {}}}, path)
+    report = load_released(path).report
+    assert report.left_over == ("state_dict_ema", "optimizer")
+    assert report.taken == "state_dict"
+    assert "constants checked, state_dict_ema, optimizer left over" in report.summary()
+    assert report.as_dict()["left_over"] == ["state_dict_ema", "optimizer"]
+
+
+def test_a_small_file_of_a_giant(written):
+    """40 blocks of one tensor each, as wide as the first."""
+
+    def change(state):
+        state.clear()
+        state |= {f"blocks.{n}.norm1.weight": torch.ones(1) for n in range(400)}
+        state["pos_embed"] = torch.zeros(1, 2, 400)
+        state["patch_embed.proj.weight"] = torch.zeros(400, 3, 1, 1)
+        state["patch_embed.proj.move_b4.bias"] = torch.zeros(1)
+        state["head.weight"] = torch.zeros(5, 400)
+        state["blocks.0.attn.q.weight"] = torch.zeros(1)
+        state["blocks.0.attn.move_qkx_b4.bias"] = torch.zeros(400)
+        state["blocks.0.mlp.fc1.weight"] = torch.zeros(1600, 400)
+
+    message = refused(written(change))
+    assert "MiB, and the weights for it are 2.5 MiB: expected sizes that fit" in message
 
 
 def test_prefix_before_some_keys_only(written):

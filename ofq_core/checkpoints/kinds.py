@@ -43,12 +43,15 @@ def kind_of(path: Path) -> Kind:
     Raises:
         CheckpointError: there is no file, or it is none of these; the message says what it is.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder{_folder(path)}: expected a file of weights")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    with path.open("rb") as file:
-        head = file.read(512)
+    try:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder{_folder(path)}: expected a file of weights")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
     if not head:
         raise CheckpointError(f"{path} (0 bytes) cannot be read: it is empty")
     if head.startswith(b"PK"):

@@ -199,6 +199,7 @@ def test_other_places(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"\x0a")
     assert "is a folder (a TensorFlow SavedModel)" in refused(tmp_path)
     assert "a TensorFlow graph" in refused(tmp_path / "saved_model.pb")
+    assert refused(tmp_path / ("x" * 300)).endswith("x: File name too long")
     os.mkfifo(tmp_path / "pipe")
     assert "no such file" in refused(tmp_path / "pipe")
 

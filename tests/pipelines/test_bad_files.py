@@ -203,15 +203,22 @@ def test_given_teacher_with_code_in_it(writer, workspace, set_params, refused, t
     assert not (tmp_path / "executed").exists()
 
 
-def test_given_teacher_that_fits_is_taken(workspace, set_params, command):
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped"])
+def test_given_teacher_that_fits_is_taken(wrapped, workspace, set_params, command):
     """The same checks let a good file through, and the students start from it."""
     weights = workspace / "results/teacher/teacher.pt"
     shutil.move(weights, workspace / "given.pt")
+    given = torch.load(workspace / "given.pt", weights_only=True)
+    said = "given.pt: weights of its key 'model', left out: model_ema"
+    if wrapped:
+        average = {key: value + 1 for key, value in given.items()}
+        torch.save({"model": given, "model_ema": average}, workspace / "given.pt")
     set_params(workspace, teacher__checkpoint="given.pt")
     done = command(workspace, "pipelines.teacher")
     assert done.code == 0, done.err
     assert "training" not in done.err
-    given, taken = (torch.load(p, weights_only=True) for p in (workspace / "given.pt", weights))
+    assert (said in done.out) == wrapped, "what was chosen, where there was a choice"
+    taken = torch.load(weights, weights_only=True)
     assert all(torch.equal(given[key], taken[key]) for key in given)
     metrics = json.loads((workspace / "results/teacher/metrics.json").read_text())
     assert metrics["source"] == "given.pt"

@@ -106,6 +106,8 @@ def adopt(study: StudySettings) -> None:
     checkpoints.save(folder / WEIGHTS.name, model.cpu().state_dict())
     keys = {"study", "model", "data", "teacher"}
     write_settings(folder / "settings.yaml", study, keys)
+    record = checkpoints.record(folder / WEIGHTS.name)
+    write_json(folder / "env.json", {**record, "class_names": data.class_names})
     write_json(folder / "metrics.json", {**result.as_dict(), "source": source})
     write_reference(folder, result.as_dict())
     publish_folder(folder, FOLDER)
@@ -121,7 +123,10 @@ def given_weights(study: StudySettings) -> nn.Module:
     if study.teacher.pretrained is not None:
         return load_pretrained(study.model, study.teacher.pretrained)
     model = build_model(study.model, study.teacher.seed)
-    checkpoints.load_weights(model, user_file(Path(str(study.teacher.checkpoint))), "teacher")
+    path = user_file(Path(str(study.teacher.checkpoint)))
+    says = checkpoints.load_weights(model, path, "teacher").says()
+    if says:
+        print(f"teacher: {path}: {says}", flush=True)
     return model
 
 

@@ -187,6 +187,7 @@ def _write_result(
         result / "env.json",
         {
             **describe_environment(trainer.world, code),
+            **checkpoints.record(result / "student.pt"),
             "precision": settings.recipe.precision,
             "pieces_per_step": trainer.gradients.pieces,
             "manifest_sha256": trainer.data.manifest_sha256,

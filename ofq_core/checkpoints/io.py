@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import io
-import warnings
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ofq_core.checkpoints.claims import sealed
+from ofq_core.checkpoints.inside import differences, not_finite, wrong_inside
+from ofq_core.checkpoints.weights import Weights, foreign_names, read_content, read_weights
 from ofq_core.errors import CheckpointError
-from ofq_core.files import write_atomic
+from ofq_core.files import sha256_file, write_atomic
 
 FORMAT = "ofq-checkpoint-2"
 CONTENT = ("settings_sha256", "progress", "model", "optimizer", "tracker", "averaged")
+# The files of a run: its weights by either name, settings, and what env.json says of both.
+WEIGHTS = ("student.pt", "teacher.pt")
+SETTINGS, ENVIRONMENT = "settings.yaml", "env.json"
+_RECORD = (("weights_sha256", None), ("settings_yaml_sha256", SETTINGS))
+_SHOWN = 3
 
 
 def save(path: Path, value: Any, previous: Path | None = None) -> None:
     """Serialize to memory, then write atomically: the file before stays until the new is whole.
+
+    The file carries the hash of its content.
 
     Args:
         previous: where the file before then goes; None: it goes away.
@@ -29,41 +39,30 @@ def save(path: Path, value: Any, previous: Path | None = None) -> None:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     try:
-        write_atomic(path, buffer.getvalue(), previous)
+        write_atomic(path, sealed(buffer), previous)
     except OSError as error:
         kept = " The file that was there before is untouched." if path.exists() else ""
         raise CheckpointError(f"cannot write {path}: {error.strerror}.{kept}") from error
 
 
 def load(path: Path) -> Any:
-    """Read what `save` wrote, on the CPU, with `weights_only=True`.
+    """Read what `save` wrote, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or holds more than plain data.
+        CheckpointError: the file is missing, damaged, or holds more than plain data.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with warnings.catch_warnings():
-            # torch warns of what it refuses a moment later.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read: truncated, or not a file of "
-            f"this suite ({type(error).__name__})"
-        ) from error
+    return read_content(path)[0]
 
 
 def load_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any]:
-    """Read the checkpoint of an interrupted run.
+    """Read the checkpoint of an interrupted run: what was written, to the last bit, or nothing.
 
     Raises:
-        CheckpointError: unreadable, of another kind, or of a run with other settings.
+        CheckpointError: damaged, of another kind, or of a run with other settings.
     """
     afresh = "delete it to start afresh"
     try:
-        value = load(path)
+        value, own = read_content(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {afresh}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
@@ -76,32 +75,88 @@ def load_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any]:
     if value["settings_sha256"] != settings_sha256:
         raise CheckpointError(
             f"{path} belongs to a run with other settings (sha256 "
-            f"{value['settings_sha256'][:12]}, expected {settings_sha256[:12]}); {afresh}"
+            f"{str(value['settings_sha256'])[:12]}, expected {settings_sha256[:12]}); {afresh}"
         )
+    wrong = wrong_inside(value) if own else "another program wrote it again"
+    if wrong:
+        raise CheckpointError(f"{path}: damaged checkpoint ({wrong}); {afresh}")
     return value
 
 
-def load_weights(model: nn.Module, path: Path, what: str) -> None:
-    """Fill `model` strictly with the weights in a file.
+def load_weights(model: nn.Module, path: Path, what: str) -> Weights:
+    """Fill `model` strictly with the weights in a file; see docs/checkpoints.md for its shapes.
 
     Args:
         what: how the message calls the file, such as "teacher".
 
+    Returns:
+        What was in the file; `says()` tells what was taken of it.
+
     Raises:
-        CheckpointError: unreadable, or keys or shapes that do not fit, with the first few named.
+        CheckpointError: see `open_weights` and `fill_weights`.
     """
-    state = load(path)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: not a {what} of this suite (expected a dict of tensors)")
-    own = model.state_dict()
-    wrong = [f"{key} is missing" for key in own if key not in state]
-    wrong += [f"{key} is not part of the model" for key in state if key not in own]
-    wrong += [
-        f"{key} has shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
+    weights = open_weights(path)
+    fill_weights(model, weights, what)
+    return weights
+
+
+def open_weights(path: Path) -> Weights:
+    """Read weights, and check that they are of the run whose folder they are in.
+
+    Raises:
+        CheckpointError: they are not, or see `read_weights`.
+    """
+    weights = read_weights(path)
+    if path.name in WEIGHTS:
+        _check_record(path)
+    return weights
+
+
+def fill_weights(model: nn.Module, weights: Weights, what: str) -> None:
+    """Fill `model` strictly.
+
+    Raises:
+        CheckpointError: names, shapes, types or values that do not fit, with the first few named.
+    """
+    state, path = weights.state, weights.path
+    wrong = differences(state, model.state_dict())
     if wrong:
-        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise CheckpointError(f"{path}: this {what} does not fit the model: {shown}")
+        hint = foreign_names(state)
+        raise CheckpointError(f"{path}: this {what} does not fit the model: {_some(wrong)}{hint}")
+    wrong = not_finite(state)
+    if wrong:
+        raise CheckpointError(f"{path}: this {what} cannot be used: {_some(wrong)}")
     model.load_state_dict(state)
+
+
+def record(weights: Path) -> dict[str, str]:
+    """What a run's env.json says, so that weights and settings of two runs are not taken together.
+
+    Args:
+        weights: beside the settings.
+    """
+    return {key: sha256_file(weights.with_name(name or weights.name)) for key, name in _RECORD}
+
+
+def _check_record(weights: Path) -> None:
+    try:
+        said = json.loads(weights.with_name(ENVIRONMENT).read_text())
+    except (OSError, ValueError):
+        # Of an earlier version, or no folder of a run.
+        return
+    for key, name in _RECORD:
+        path = weights.with_name(name or weights.name)
+        expected = said.get(key) if isinstance(said, dict) else None
+        if expected is None or not path.is_file():
+            continue
+        found = sha256_file(path)
+        if found != expected:
+            raise CheckpointError(
+                f"{path} is not the file of this run: its sha256 is {found[:12]}, and "
+                f"{ENVIRONMENT} beside it says {str(expected)[:12]}"
+            )
+
+
+def _some(wrong: list[str]) -> str:
+    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return "; ".join(wrong[:_SHOWN]) + more

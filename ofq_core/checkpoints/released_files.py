@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
-import re
-import warnings
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +18,17 @@ import torch
 from torch import Tensor
 
 from ofq_core.checkpoints.io import save
+from ofq_core.checkpoints.kinds import kind_of
+from ofq_core.checkpoints.weights import read_weights, without_prefixes
 from ofq_core.errors import CheckpointError
 from ofq_core.npz import read_npz
 
 VERSION = 2
-# The arguments of the training command, a bag of plain values. Nothing else is needed.
-ALLOWED: tuple[Any, ...] = (argparse.Namespace,)
 _STATE = "state/"
-_MODULE = "module."
+# What an .npz file brings to try the model with.
+_TRIED = {"input", "eval_logits"}
+# What a released checkpoint says of itself beside its weights.
+_FACTS = ("arch", "epoch", "metric", "version", "args")
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class ReleasedFile:
     state: released key (without `module.`) -> tensor, on the CPU. facts: what the file says of
     itself besides tensors: the arguments of the training command, or the meta data. epoch, metric:
     as saved, or None. arrays: further arrays of an .npz file, such as `input` and `eval_logits`.
+    taken: the key that the weights were under, or empty. left: keys of what nobody reads, such as
+    `optimizer` and `state_dict_ema`.
     """
 
     path: Path
@@ -48,6 +49,8 @@ class ReleasedFile:
     epoch: int | None = None
     metric: float | None = None
     arrays: dict[str, Tensor] = field(default_factory=dict)
+    taken: str = ""
+    left: tuple[str, ...] = ()
 
 
 def read_released(path: Path) -> ReleasedFile:
@@ -57,13 +60,7 @@ def read_released(path: Path) -> ReleasedFile:
         CheckpointError: missing, truncated, of another kind, or it wants to run or build more than
             plain data and the arguments' `argparse.Namespace`; what it wanted is named.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(b"PK") and _is_npz(path):
-        return _from_npz(path)
-    return _from_pickle(path)
+    return _from_npz(path) if kind_of(path) == "npz" else _from_torch(path)
 
 
 def save_released(path: Path, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -103,14 +100,6 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _is_npz(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".npy") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
-
-
 def _from_npz(path: Path) -> ReleasedFile:
     try:
         found = read_npz(path)
@@ -134,84 +123,31 @@ def _from_npz(path: Path) -> ReleasedFile:
             f"mapping, found {_some(found)})"
         )
     rest = {k: v for k, v in tensors.items() if not k.startswith(_STATE)}
-    return ReleasedFile(path, _without_module(path, state), meta, meta.get("arch"), arrays=rest)
+    left = [name for name in found if name not in tensors or name in rest.keys() - _TRIED]
+    state, dropped = without_prefixes(path, state)
+    left += dropped
+    return ReleasedFile(path, state, meta, meta.get("arch"), arrays=rest, left=tuple(left))
 
 
-def _from_pickle(path: Path) -> ReleasedFile:
-    try:
-        with warnings.catch_warnings():
-            # torch warns of what it refuses a moment later.
-            warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals(list(ALLOWED)):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        wanted = _wanted(error)
-        if wanted is not None:
-            raise CheckpointError(
-                f"{path} wants to load {wanted}, which is not plain data: refused, and nothing of "
-                "it was executed. A released checkpoint needs argparse.Namespace only"
-            ) from error
-        raise _unreadable(path, error) from error
-    if not isinstance(content, dict):
-        raise _no_weights(path, f"a {type(content).__name__}")
-    state = content.get("state_dict", content)
-    if isinstance(state, dict) and state is content and "model" in state:
-        raise _no_weights(path, "key 'model': full-precision weights are read as a teacher")
-    if not isinstance(state, dict) or not state:
-        raise _no_weights(path, _some(content))
-    for key, value in state.items():
-        if not isinstance(value, Tensor) or not isinstance(key, str):
-            raise _no_weights(path, f"{key!r} of type {type(value).__name__}")
-    if state is content:
-        return ReleasedFile(path, _without_module(path, state), {})
-    arguments = content.get("args")
+def _from_torch(path: Path) -> ReleasedFile:
+    weights = read_weights(path)
+    beside = weights.beside
+    arguments = beside.get("args")
     facts = dict(vars(arguments)) if isinstance(arguments, argparse.Namespace) else arguments
     return ReleasedFile(
         path,
-        _without_module(path, state),
+        weights.state,
         facts if isinstance(facts, dict) else {},
-        arch=_of_type(content.get("arch"), str),
-        epoch=_of_type(content.get("epoch"), int),
-        metric=_of_type(content.get("metric"), int | float),
+        arch=_of_type(beside.get("arch"), str),
+        epoch=_of_type(beside.get("epoch"), int),
+        metric=_of_type(beside.get("metric"), int | float),
+        taken=weights.taken,
+        left=tuple(key for key in weights.left if key not in _FACTS),
     )
 
 
 def _of_type(value: Any, kind: Any) -> Any:
     return value if isinstance(value, kind) else None
-
-
-def _without_module(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DistributedDataParallel puts `module.` before every key, or before none."""
-    prefixed = [key for key in state if key.startswith(_MODULE)]
-    if not prefixed:
-        return dict(state)
-    if len(prefixed) < len(state):
-        other = next(key for key in state if not key.startswith(_MODULE))
-        raise CheckpointError(
-            f"{path}: {prefixed[0]} has the prefix {_MODULE!r} and {other} has not: expected it "
-            "before every key or before none"
-        )
-    return {key.removeprefix(_MODULE): value for key, value in state.items()}
-
-
-def _wanted(error: Exception) -> str | None:
-    """Name of what a pickle asked for, from torch's refusal."""
-    found = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
-    return found[1] if found and isinstance(error, pickle.UnpicklingError) else None
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} ({path.stat().st_size} bytes) cannot be read: truncated, or no checkpoint "
-        f"({type(error).__name__})"
-    )
-
-
-def _no_weights(path: Path, found: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: no weights in the released layout (expected a dict with state_dict, or a dict of "
-        f"tensors; found {found})"
-    )
 
 
 def _some(mapping: dict[str, Any]) -> str:

@@ -72,6 +72,7 @@ def fill_released(model: nn.Module, state: dict[str, Tensor], source: str) -> La
     layout = released_layout(model)
     _check_keys(layout, state, source)
     _check_shapes(layout, state, source)
+    _check_types(layout, state, model.state_dict(), source)
     _check_values(layout, state, source)
     for clip in layout.clips:
         _set_clip(model, clip, state[clip.key])
@@ -115,6 +116,19 @@ def _check_shapes(layout: Layout, state: dict[str, Tensor], source: str) -> None
             for key in wrong
         ]
         raise CheckpointError(f"{source}: {_some(told)}")
+
+
+def _check_types(
+    layout: Layout, state: dict[str, Tensor], own: dict[str, Tensor], source: str
+) -> None:
+    wrong = [
+        f"{entry.key} is {state[entry.key].dtype}, the model {own[name].dtype}: convert it first"
+        for entry in layout.entries
+        for name in list(our_names(entry))[:1]
+        if state[entry.key].dtype != own[name].dtype
+    ]
+    if wrong:
+        raise CheckpointError(f"{source}: {_some(wrong)}")
 
 
 def _advice(key: str) -> tuple[int, str]:

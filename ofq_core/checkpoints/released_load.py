@@ -13,6 +13,7 @@ from ofq_core.checkpoints.released_facts import ReleasedFacts, read_facts
 from ofq_core.checkpoints.released_files import ReleasedFile, read_released
 from ofq_core.checkpoints.released_fill import fill_released
 from ofq_core.checkpoints.released_keys import CLIP, Layout, our_names
+from ofq_core.checkpoints.size import check_size
 from ofq_core.models import QuantPlan, build_model, convert, pad_before_shift
 from ofq_core.settings import BUNDLES
 
@@ -26,7 +27,8 @@ class ReleasedReport:
     clips: released key -> clipping constants other than 2, which the model follows. parameters:
     trained values of our model. released_parameters: what the released code counts, which is those
     plus one clipping constant per StatsQ. reproduced: largest absolute difference to the
-    `eval_logits` for `input` that an .npz file brings with it, or None.
+    `eval_logits` for `input` that an .npz file brings with it, or None. taken: the key of the file
+    that the weights were under, or empty. left_over: keys of the file that were not taken.
     """
 
     source: str
@@ -37,13 +39,15 @@ class ReleasedReport:
     parameters: int
     released_parameters: int
     reproduced: float | None
+    taken: str
+    left_over: tuple[str, ...]
 
     def summary(self) -> str:
         """A few lines for the log."""
         ours = sum(len(names) for names in self.mapped.values())
         text = (
             f"{len(self.mapped)} tensors mapped to {ours}, {len(self.constants)} constants "
-            f"checked, nothing left over\n"
+            f"checked, {', '.join(self.left_over) or 'nothing'} left over\n"
             f"{self.parameters:,} parameters ({self.released_parameters:,} as the released code "
             "counts, with one clipping constant per StatsQ)"
         )
@@ -67,7 +71,8 @@ class ReleasedReport:
             },
             "constants": self.constants,
             "clips": self.clips,
-            "left_over": [],
+            "taken": self.taken,
+            "left_over": list(self.left_over),
             "parameters": self.parameters,
             "released_parameters": self.released_parameters,
             "reproduced": self.reproduced,
@@ -105,6 +110,7 @@ def load_released(
     """
     file = read_released(Path(path))
     facts = read_facts(file, wbits, abits, num_heads)
+    check_size(facts.model, file.state, str(file.path))
     model = build_model(facts.model, seed=0)
     convert(model, QuantPlan.from_settings(facts.quant, BUNDLES["released"]))
     pad_before_shift(model)
@@ -127,6 +133,8 @@ def _report(model: nn.Module, layout: Layout, file: ReleasedFile) -> ReleasedRep
         parameters=parameters,
         released_parameters=parameters + len(layout.clips),
         reproduced=_reproduced(model, file),
+        taken=file.taken,
+        left_over=file.left,
     )
 
 

@@ -8,8 +8,9 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from ofq_core.checkpoints.io import load_weights
+from ofq_core.checkpoints.io import SETTINGS, WEIGHTS, fill_weights, load_weights, open_weights
 from ofq_core.checkpoints.released_load import ReleasedModel, load_released
+from ofq_core.checkpoints.size import check_size
 from ofq_core.data.class_names import stored_class_names
 from ofq_core.errors import CheckpointError
 from ofq_core.explain import validated
@@ -18,8 +19,6 @@ from ofq_core.models import QuantPlan, build_model, convert, load_pretrained, pa
 from ofq_core.settings import DataSettings, ModelSettings, QuantSettings, RunSettings
 from ofq_core.yaml_files import read_yaml
 
-SETTINGS = "settings.yaml"
-WEIGHTS = ("student.pt", "teacher.pt")
 PRETRAINED = ("timm", "torchvision")
 
 
@@ -119,17 +118,19 @@ def open_reference(where: str, subject: Subject) -> Subject:
             )
         return reference
     model = build_model(subject.settings, seed=0)
-    load_weights(model, path, "reference")
-    return Subject(model, where, path, subject.settings, None)
+    says = load_weights(model, path, "reference").says()
+    return Subject(model, f"{where} ({says})" if says else where, path, subject.settings, None)
 
 
 def _of_run(weights: Path) -> Subject:
     settings = _settings(weights.parent / SETTINGS)
+    found = open_weights(weights)
+    check_size(settings.model, found.state, f"{weights.parent / SETTINGS}")
     model = build_model(settings.model, settings.seed)
     quant = None if _full_precision(settings.quant) else settings.quant
     if quant is not None:
         convert(model, QuantPlan.from_settings(quant, settings.fidelity))
-    load_weights(model, weights, weights.stem)
+    fill_weights(model, found, weights.stem)
     names = stored_class_names(weights)
     return Subject(model, str(weights), weights, settings.model, quant, settings.data, names)
 

@@ -109,6 +109,19 @@ def test_a_published_reference_computes_what_its_source_does(source, pads_first,
     assert (unlike_released(reference.model) is None) == pads_first
 
 
+def test_reference_of_another_shape(run_folder, digits, capsys, run):
+    """Any usual file; what was taken of it is said."""
+    folder, _ = run_folder()
+    _, full = run_folder(FULL, "teacher", "teacher.pt", seed=2)
+    path = folder.parent / "x.pth"
+    wrapped = {f"module.{key}": value for key, value in full.state_dict().items()}
+    torch.save({"model": wrapped, "model_ema": full.state_dict(), "epoch": 1}, path)
+    content = run(folder, "--data", digits, "--reference", path)
+    assert content["reference"]["result"]["n_correct"] == sum(expected_digits(full, digits)[0])
+    said = f"{path} (weights of its key 'model', left out: model_ema, epoch): deit_tiny"
+    assert said in capsys.readouterr().out
+
+
 def test_released_checkpoint_on_prepared_digits(run_folder, digits, tmp_path, run):
     """The manifest says how the data are read; the counts are those of the run it came from."""
     folder, model = run_folder(fidelity="released")

@@ -1,7 +1,10 @@
 """What the evaluation command refuses, in one line that says what would be right."""
 
+import re
+
 import pytest
 import torch
+import yaml
 
 from ofq_core import checkpoints, evaluate
 from ofq_core.checkpoints import export_released, save_released
@@ -60,6 +63,40 @@ def test_damaged_settings(run_folder):
         open_subject(folder)
     (folder / "settings.yaml").write_text("a: 1")
     with pytest.raises(SettingsError, match="unknown key"):
+        open_subject(folder)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"embed_dim": 2**17}, "MiB, and the weights for it are 0.0 MiB"),
+        ({"embed_dim": 2**50}, "a model of impossible size"),
+        ({"img_size": 2**20}, "MiB, and the weights for it are"),
+        ({"num_classes": 10**12}, "MiB, and the weights for it are"),
+        ({"mlp_ratio": 1e9}, "MiB, and the weights for it are"),
+        ({"depth": 10**9}, "a model of 1000000000 blocks, and there are"),
+        (
+            {
+                "name": "swin_tiny_patch4_window7_224",
+                "depth": None,
+                "num_heads": None,
+                "img_size": 4000,
+                "embed_dim": 1,
+                "depths": [1],
+                "heads_per_stage": [1],
+                "window_size": 2000,
+            },
+            "MiB, and the weights for it are",
+        ),
+    ],
+)
+def test_settings_of_a_giant(sizes, said, run_folder):
+    """Beside weights of a few kilobytes: refused before room is made for it."""
+    folder, _ = run_folder()
+    settings = yaml.safe_load((folder / "settings.yaml").read_text())
+    settings["model"] |= sizes
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(CheckpointError, match=r"settings\.yaml: .*" + re.escape(said)):
         open_subject(folder)
 
 

@@ -65,6 +65,16 @@ def test_full_precision_weights(tmp_path):
     assert "patch_embed.proj.move_b4.bias is missing" in message
 
 
+def test_other_types(written):
+    """They would be converted in silence."""
+
+    def change(state):
+        state["norm.weight"] = state["norm.weight"].double()
+
+    message = refused(load_released, written(change))
+    assert "norm.weight is torch.float64, the model torch.float32: convert it first" in message
+
+
 def test_neither_deit_nor_swin(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"layer1.conv.weight": torch.zeros(1)}, path)

@@ -284,20 +284,20 @@ def test_given_teacher_that_is_missing(workspace, set_params, refused):
 
 
 @pytest.mark.parametrize(
-    "write",
+    ("write", "said"),
     [
-        lambda file: file.write(bytes(range(256)) * 20),
-        lambda file: file.write(b""),
-        lambda file: torch.save([1, 2], file),
-        lambda file: torch.save({"state_dict": {}, "epoch": 3}, file),
+        (lambda file: file.write(bytes(range(256)) * 20), "cannot be read"),
+        (lambda file: file.write(b""), "(0 bytes) cannot be read"),
+        (lambda file: torch.save([1, 2], file), "no weights in this file"),
+        (lambda file: torch.save({"state_dict": {}, "epoch": 3}, file), "no weights in this file"),
     ],
     ids=["random", "empty", "list", "other-layout"],
 )
-def test_given_teacher_that_is_foreign(write, workspace, set_params, refused):
+def test_given_teacher_that_is_foreign(write, said, workspace, set_params, refused):
     put(workspace, set_params, write)
     message = refused(workspace, "pipelines.teacher")
     assert message.startswith("given.pt")
-    assert "of this suite" in message
+    assert said in message
 
 
 @pytest.mark.parametrize("writer", [pickle.dump, torch.save], ids=["pickle", "torch"])
@@ -307,15 +307,22 @@ def test_given_teacher_with_code_in_it(writer, workspace, set_params, refused, t
     assert not (tmp_path / "executed").exists()
 
 
-def test_given_teacher_that_fits_is_taken(workspace, set_params, command):
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped"])
+def test_given_teacher_that_fits_is_taken(wrapped, workspace, set_params, command):
     """The same checks let a good file through, and the students start from it."""
     weights = workspace / "results/teacher/teacher.pt"
     shutil.move(weights, workspace / "given.pt")
+    given = torch.load(workspace / "given.pt", weights_only=True)
+    said = "given.pt: weights of its key 'model', left out: model_ema"
+    if wrapped:
+        average = {key: value + 1 for key, value in given.items()}
+        torch.save({"model": given, "model_ema": average}, workspace / "given.pt")
     set_params(workspace, teacher__checkpoint="given.pt")
     done = command(workspace, "pipelines.teacher")
     assert done.code == 0, done.err
     assert "training" not in done.err
-    given, taken = (torch.load(p, weights_only=True) for p in (workspace / "given.pt", weights))
+    assert (said in done.out) == wrapped, "what was chosen, where there was a choice"
+    taken = torch.load(weights, weights_only=True)
     assert all(torch.equal(given[key], taken[key]) for key in given)
     metrics = json.loads((workspace / "results/teacher/metrics.json").read_text())
     assert metrics["source"] == "given.pt"
@@ -400,11 +407,11 @@ def damage(checkpoint, kind, marker):
 @pytest.mark.parametrize(
     ("kind", "part"),
     [
-        ("truncated", "cannot be read: truncated, or not a file of this suite"),
-        ("random", "cannot be read: truncated, or not a file of this suite"),
+        ("truncated", "cannot be read: truncated, damaged, or no file of weights"),
+        ("random", "cannot be read: truncated, damaged, or no file of weights"),
         ("empty", "(0 bytes) cannot be read"),
         ("foreign", "not a training checkpoint of this suite"),
-        ("code", "cannot be read"),
+        ("code", "nothing of it was executed"),
         ("other settings", "belongs to a run with other settings"),
     ],
 )

@@ -1,8 +1,12 @@
 """Checkpoints and weights: the damaged and the foreign are refused in a line, never executed."""
 
 import errno
+import io
+import json
 import os
 import pickle
+import random
+import zipfile
 
 import pytest
 import torch
@@ -11,8 +15,10 @@ from torch import nn
 from ofq_core import checkpoints
 from ofq_core.checkpoints.io import CONTENT
 from ofq_core.errors import CheckpointError
+from ofq_core.training import Progress
 
 SHA = "a" * 64
+DAMAGED = "cannot be read: truncated, damaged, or no file of weights"
 
 
 class Bomb:
@@ -26,8 +32,56 @@ class Bomb:
 
 
 def content(**changes):
-    value = {"format": checkpoints.FORMAT, **dict.fromkeys(CONTENT, 0), "settings_sha256": SHA}
+    """What a run writes, of a model with two tensors after one step."""
+    model = {"w": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
+    sums = {"phase": torch.zeros(1), "epoch": torch.zeros(1), "paths": [], "signs": None}
+    value = {
+        "format": checkpoints.FORMAT,
+        "settings_sha256": SHA,
+        "progress": Progress(step=1, best_state=dict(model)).state_dict(),
+        "model": model,
+        "optimizer": {
+            "state": {i: {"exp_avg": 0.1 * v} for i, v in enumerate(model.values())},
+            "param_groups": [{"lr": 0.1, "params": [0]}, {"lr": 0.1, "params": [1]}],
+        },
+        "tracker": {
+            "state": None,
+            "first_scales": [],
+            "samples": sums,
+            "trajectory": None,
+            "step": 1,
+            "before": {},
+            "flips_before": 0,
+            "steps_before": 0,
+        },
+        "averaged": {f"module.{key}": v for key, v in model.items()}
+        | {"n_averaged": torch.ones(())},
+    }
     return {**value, **changes}
+
+
+def changed(value, where, new=None):
+    """The nested value with one entry replaced, or without it."""
+    key, *rest = where
+    entry = changed(value[key], rest, new) if rest else new
+    if isinstance(value, list):
+        return [entry if i == key else item for i, item in enumerate(value)]
+    kept = {k: v for k, v in value.items() if k != key}
+    return kept if entry is None and not rest else {**kept, key: entry}
+
+
+def same(a, b):
+    """Whether two nested values agree in every bit."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, torch.Tensor):
+        bits = [(t.dtype, t.shape, t.requires_grad, t.detach().numpy().tobytes()) for t in (a, b)]
+        return bits[0] == bits[1]
+    return a == b
 
 
 def refused(call, *arguments):
@@ -44,32 +98,118 @@ def path(tmp_path):
 
 
 def test_round_trip(path):
-    value = content(model={"w": torch.arange(3)}, progress={"history": [{"epoch": 0}], "x": None})
-    checkpoints.save(path, value)
-    loaded = checkpoints.load_checkpoint(path, SHA)
-    assert torch.equal(loaded.pop("model")["w"], value.pop("model")["w"])
-    assert loaded == value
+    checkpoints.save(path, content())
+    assert same(checkpoints.load_checkpoint(path, SHA), content())
+    assert same(torch.load(path, weights_only=True), content()), "for everybody else it is torch's"
 
 
 def test_missing(path):
     assert refused(checkpoints.load, path) == f"{path}: no such file"
-    assert refused(checkpoints.load, path.parent) == f"{path.parent}: no such file"
+    message = refused(checkpoints.load, path.parent)
+    assert message == f"{path.parent} is a folder: expected a file of weights"
 
 
 def test_truncated_anywhere(path):
-    checkpoints.save(path, content(model={"w": torch.zeros(1000)}))
+    checkpoints.save(path, content())
     whole = path.read_bytes()
     for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         message = refused(checkpoints.load_checkpoint, path, SHA)
-        assert f"{path} ({size} bytes) cannot be read: truncated, or not a file of this" in message
+        assert f"{path} ({size} bytes) cannot be read: " in message
         assert message.endswith("; delete it to start afresh")
+
+
+@pytest.mark.parametrize(
+    ("write", "call"),
+    [
+        (
+            lambda path: checkpoints.save(path, content()),
+            lambda path: checkpoints.load_checkpoint(path, SHA),
+        ),
+        (lambda path: torch.save(content(), path), checkpoints.load),
+    ],
+    ids=["ours", "torch"],
+)
+def test_a_flipped_bit_is_refused_or_changes_nothing(write, call, path):
+    """torch's own reader takes most of them."""
+    write(path)
+    whole = path.read_bytes()
+    # Headers and the directory at the end are small and full of meaning: every bit of those of one
+    # tensor; elsewhere some hundred bits.
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        entry = next(e for e in archive.infolist() if e.filename.endswith("data/0"))
+    listed = whole.rindex(entry.filename.encode())
+    places = [*range(entry.header_offset, entry.header_offset + 30), *range(listed - 46, listed)]
+    bits = [8 * place + bit for place in places for bit in range(8)]
+    bits += random.Random(0).sample(range(8 * len(whole)), 200)
+    taken = 0
+    for bit in bits:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            value = call(path)
+        except CheckpointError:
+            continue
+        taken += 1
+        assert same(value, content()), f"bit {bit}"
+    assert taken < len(bits) / 2
+    path.write_bytes(whole)
+    assert same(call(path), content())
+
+
+INNER = [
+    (("progress", "epoch"), None, "no progress.epoch"),
+    (("progress", "running", "steps"), None, "no progress.running.steps"),
+    (("progress", "running", "losses"), [0.0], "progress.running.losses has 1 entries, not 3"),
+    (("progress", "running", "frozen"), 3, "progress.running.frozen is no int64 of shape ()"),
+    (("progress", "step"), "1", "progress.step is a str, not a int"),
+    (("progress", "step"), 1.0, "progress.step is a float, not a int"),
+    (("progress", "best_top1"), "90", "progress.best_top1 is no number"),
+    (("progress", "extra"), 1, "progress.extra is not known"),
+    (("progress",), {}, "no progress.epoch"),
+    (("progress", "best_state"), {"w": torch.ones(2, 3)}, "progress.best_state: b is missing"),
+    (("model",), [1], "model is no dict of tensors"),
+    (("model", "b"), None, "progress.best_state: b is not part of the model"),
+    (("model", "b"), torch.ones(3), "b has shape (2,), the model (3,)"),
+    (("model", "b"), torch.ones(2).double(), "b is float32, the model float64"),
+    (("model", "w"), torch.full((2, 3), torch.nan), "model: w holds NaN or infinity"),
+    (("averaged", "module.b"), torch.ones(2).half(), "averaged: b is float16, the model float32"),
+    (("averaged", "module.b"), torch.full((2,), torch.inf), "averaged: b holds NaN or infinity"),
+    (("averaged", "n_averaged"), None, "averaged is no average"),
+    (("averaged",), {"w": 1}, "averaged is no average"),
+    (("optimizer", "state"), None, "no optimizer.state"),
+    (("optimizer", "param_groups", 0, "params"), None, "no optimizer.param_groups.params"),
+    (("optimizer", "state", 1, "exp_avg"), torch.ones(4), "optimizer.state has a shape (4,) too"),
+    (("optimizer", "state", 1), {}, "optimizer.state.1 has not the keys of the others"),
+    (("optimizer", "state", 7), {}, "optimizer.state.7 belongs to no parameter"),
+    (("tracker", "step"), None, "no tracker.step"),
+    (("tracker", "samples", "paths"), None, "no tracker.samples.paths"),
+    (("tracker",), 3, "tracker is no dict"),
+]
+
+
+@pytest.mark.parametrize(("where", "new", "said"), INNER, ids=[i[2][:40] for i in INNER])
+def test_something_inside_is_missing_or_of_another_kind(where, new, said, path):
+    value = changed(content(), where, new)
+    checkpoints.save(path, value)
+    message = refused(checkpoints.load_checkpoint, path, SHA)
+    assert f"{path}: damaged checkpoint (" in message
+    assert said in message
+    assert message.endswith("; delete it to start afresh")
+
+
+def test_a_checkpoint_that_was_changed_by_hand(path):
+    """What a change makes of a run, nobody can say."""
+    torch.save(changed(content(), ("progress", "step"), 2), path)
+    message = refused(checkpoints.load_checkpoint, path, SHA)
+    assert "damaged checkpoint (another program wrote it again)" in message
 
 
 @pytest.mark.parametrize("junk", [b"text", bytes(range(256)) * 20, b"PK\x03\x04" + b"\0" * 500])
 def test_random_bytes(junk, path):
     path.write_bytes(junk)
-    assert "cannot be read" in refused(checkpoints.load, path)
+    assert DAMAGED in refused(checkpoints.load, path)
 
 
 @pytest.mark.parametrize("writer", [pickle.dump, torch.save])
@@ -77,7 +217,8 @@ def test_code_in_a_file_is_not_executed(writer, path, tmp_path):
     target = tmp_path / "executed"
     with path.open("wb") as file:
         writer({**content(), "model": Bomb(target)}, file)
-    assert "cannot be read" in refused(checkpoints.load_checkpoint, path, SHA)
+    message = refused(checkpoints.load_checkpoint, path, SHA)
+    assert "nothing of it was executed" in message
     assert not target.exists()
     with path.open("rb") as file:  # the bomb is real
         if writer is pickle.dump:
@@ -142,7 +283,49 @@ def test_many_differences_are_counted_not_listed(path):
 def test_weights_of_another_kind(value, path):
     checkpoints.save(path, value)
     message = refused(checkpoints.load_weights, nn.Linear(3, 2), path, "teacher")
-    assert "not a teacher of this suite (expected a dict of tensors)" in message
+    assert "no weights in this file (expected a dict of tensors, alone or under" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.double(), "weight is float64, the model float32: convert it first"),
+        (lambda t: t.half(), "weight is float16, the model float32: convert it first"),
+        (lambda t: t.to(torch.complex64), "weight is complex64, the model float32"),
+        (lambda t: t.long(), "weight is int64, the model float32"),
+        (lambda t: t / 0, "weight holds NaN or infinity"),
+        (lambda t: t.new_zeros(1).expand(2, 3), "a tensor of 6 entries in a storage of 1"),
+    ],
+)
+def test_values_that_the_model_would_change(change, said, path):
+    """load_state_dict converts in silence, and NaN makes a result like any other."""
+    state = nn.Linear(3, 2).state_dict()
+    checkpoints.save(path, {**state, "weight": change(state["weight"])})
+    target = nn.Linear(3, 2)
+    before = target.weight.clone()
+    message = refused(checkpoints.load_weights, target, path, "teacher")
+    assert said in message
+    assert message.startswith(str(path))
+    assert torch.equal(target.weight, before), "nothing of it was taken"
+
+
+@pytest.mark.parametrize("name", ["student.pt", "teacher.pt"])
+@pytest.mark.parametrize("swapped", ["weights", "settings.yaml"])
+def test_files_of_two_runs(swapped, name, tmp_path):
+    """Each is whole, and together they are no run."""
+    places = [tmp_path / run / name for run in "ab"]
+    for number, place in enumerate(places):
+        checkpoints.save(place, nn.Linear(3, 2).state_dict())
+        place.with_name("settings.yaml").write_text(f"seed: {number}")
+        record = json.dumps({"commit": None, **checkpoints.record(place)})
+        place.with_name("env.json").write_text(record)
+        checkpoints.load_weights(nn.Linear(3, 2), place, "student")
+    other = name if swapped == "weights" else swapped
+    places[0].with_name(other).replace(places[1].with_name(other))
+    message = refused(checkpoints.load_weights, nn.Linear(3, 2), places[1], "student")
+    assert f"{places[1].with_name(other)} is not the file of this run: its sha256 is " in message
+    places[1].with_name("env.json").write_text('{"commit": null}')  # of an earlier version
+    checkpoints.load_weights(nn.Linear(3, 2), places[1], "student")
 
 
 def test_full_disk(path, monkeypatch):

@@ -66,7 +66,8 @@ def stage_main(
     try:
         if about is not None:
             argparse.ArgumentParser(prog=f"python -m {module}", description=about).parse_args(argv)
-        begin(module.rpartition(".")[2], argv)
+        if is_main():
+            begin(module.rpartition(".")[2], argv)
         run(argv)
         if is_main():
             check_unchanged()

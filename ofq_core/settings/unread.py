@@ -1,7 +1,7 @@
 """Settings that nothing would read: a value that has no effect is refused, not passed over.
 
-A key at its default is not "set": every preset writes many of them. Nor are those of `by_bits`, which
-are published recipes, whole, for whom turns on what they need.
+A key at its default is not "set": every preset writes many of them. Nor are the keys of `by_bits`:
+those are published recipes, whole, for whom turns on what they need.
 """
 
 from __future__ import annotations

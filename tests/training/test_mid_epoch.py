@@ -213,7 +213,7 @@ def test_killed_between_two_checkpoints(cut_off, make_trainer, undisturbed, iden
     identical(summary(trainer), undisturbed("ofq"))
 
 
-@pytest.mark.parametrize("error", [PermissionError(), MemoryError()], ids=str)
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()], ids=str)
 def test_a_disk_that_fails_is_no_damage(error, cut_off, make_trainer, monkeypatch, tmp_path):
     """Nothing is put aside for what may be good again in a minute."""
     settings, folder = cut_off

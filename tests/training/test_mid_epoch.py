@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from ofq_core import checkpoints
 from ofq_core.errors import CheckpointError
 from tests.training.conftest import without_times
 
@@ -89,9 +90,9 @@ def test_how_often_does_not_matter(micro, make_trainer, undisturbed, tmp_path):
 
 def edited(change):
     def damage(path):
-        state = torch.load(path, weights_only=True)
+        state = checkpoints.load(path)
         change(state)
-        torch.save(state, path)
+        checkpoints.save(path, state)
 
     return damage
 

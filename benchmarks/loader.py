@@ -234,7 +234,7 @@ def image_folder(images: Path | None, count: int) -> Iterator[tuple[Path, Path]]
         root = sets / NAME
         if images is None:
             generate(root / "train", count)
-            generate(root / "val", count)
+            generate(root / "val", count, seed=1)
         else:
             sets.mkdir()
             root.symlink_to(images.resolve())
@@ -252,9 +252,9 @@ def image_folder(images: Path | None, count: int) -> Iterator[tuple[Path, Path]]
                     os.environ[key] = value
 
 
-def generate(folder: Path, count: int) -> None:
+def generate(folder: Path, count: int, seed: int = 0) -> None:
     """Write smooth random JPEG images, <class>/<number>.JPEG, some 100 kB each as ImageNet's."""
-    draws = np.random.RandomState(0)
+    draws = np.random.RandomState(seed)
     for number in range(count):
         small = Image.fromarray(draws.randint(0, 256, (48, 64, 3), dtype=np.uint8))
         pixels = np.asarray(small.resize(SIDES, Image.Resampling.BICUBIC), dtype=np.int16)

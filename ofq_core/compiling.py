@@ -86,7 +86,6 @@ def compile_where_it_pays(
         log(f"kernels of the quantizers: {note()}")
     chosen = choose(wanted, float(model_cost(models[0]).macs) * images, device)
     if chosen.compile:
-        _use_private_cache()
         failure = _failure(device)
         if failure is not None:
             chosen = Choice(False, f"{chosen.reason}, but compiling fails here ({failure})")
@@ -109,6 +108,7 @@ def _failure(device: torch.device) -> str | None:
     A compiler may be there and not work, and the first step of training is no place to learn that.
     """
     try:
+        _use_private_cache()
         torch.compile(torch.add)(torch.ones(1, device=device), 1)
     except Exception as error:  # torch, its backends and the tools they call raise what they like
         told = str(error).strip().splitlines() or [type(error).__name__]

@@ -8,7 +8,7 @@ import sys
 from pipelines.params import load_study
 from pipelines.run_folder import run_to_folder
 from pipelines.stage import is_main, stage_main
-from pipelines.teacher import given_weights, is_given
+from pipelines.teacher import check_given, is_given
 
 
 def main(argv: list[str]) -> None:
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     settings = study.full_precision(arguments.seed)
     if is_given(study) and is_main():
         # DVC may come here before it comes to the stage `teacher`, which would refuse it too late.
-        given_weights(study)
+        check_given(study)
     run_to_folder(study, settings, None, "full_precision")
 
 

@@ -54,6 +54,7 @@ def compose(overrides: list[str], path: Path = PARAMS) -> StudySettings:
         SettingsError: an override names no known key, group or option, or makes settings invalid.
     """
     draft = Path.cwd() / f".{path.name}.draft.yaml"
+    check_dialect(Path("conf"))
     try:
         study = _compose_checked(overrides, draft)
         draft.replace(path)
@@ -67,12 +68,11 @@ def _compose_checked(overrides: list[str], path: Path) -> StudySettings:
     source = _shown(overrides) or "conf/config.yaml"
     for override in overrides:
         _check_override(override)
-    root = Path.cwd()
-    check_dialect(Path("conf"))
     from dvc.utils.hydra import compose_and_dump
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    root = Path.cwd()
     try:
         compose_and_dump(str(path), str(root / "conf"), None, "config", str(root), overrides)
     except (HydraException, OmegaConfBaseException) as error:
@@ -166,6 +166,7 @@ def check(candidates: list[list[str]]) -> list[dict[str, Any]]:
         For each, {"settings": all of them} or {"error": what is wrong}.
     """
     found: list[dict[str, Any]] = []
+    check_dialect(Path("conf"))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PARAMS.name
         for overrides in candidates:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +15,7 @@ from ofq_core.files import write_atomic, write_json
 from ofq_core.settings import RunSettings
 from ofq_core.yaml_files import read_yaml, to_yaml
 from pipelines.unchanged import check_unchanged
+from slurm.contents import bring_path, place_path, remove_path
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -99,23 +97,13 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def publish_folder(source: Path, target: Path) -> None:
-    """Move a finished folder into place, from another file system too.
-
-    What was there before goes when the new one is there. What fails, or is killed, loses neither.
+    """Move a finished folder into place; what was there before goes only then.
 
     Raises:
         ChangedError: what the stage read has changed.
     """
     check_unchanged()
-    draft, former = (target.with_name(f".{target.name}.{word}") for word in ("new", "former"))
-    for left_over in (draft, former):
-        _remove(left_over)
-    _bring(source, draft)
-    if target.exists() or target.is_symlink():
-        target.replace(former)
-    draft.replace(target)
-    for path in (former, source):
-        _remove(path)
+    place_path(source, target)
 
 
 def publish_files(source: Path, target: Path, outdated: Sequence[str] = ()) -> None:
@@ -130,45 +118,12 @@ def publish_files(source: Path, target: Path, outdated: Sequence[str] = ()) -> N
     check_unchanged()
     drafts = {path.name: target / f".{path.name}.new" for path in sorted(source.iterdir())}
     for name, draft in drafts.items():
-        _bring(source / name, draft)
+        bring_path(source / name, draft)
     for name in outdated:
         (target / name).unlink(missing_ok=True)
     for name, draft in drafts.items():
         draft.replace(target / name)
-    _remove(source)
-
-
-def _bring(source: Path, draft: Path) -> None:
-    """Move to `draft`; where a rename cannot do that, copy."""
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        source.replace(draft)
-        return
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-    try:
-        if source.is_dir():
-            shutil.copytree(source, draft, copy_function=_copy_file)
-        else:
-            _copy_file(source, draft)
-    except (OSError, shutil.Error):
-        _remove(draft)
-        raise
-
-
-def _copy_file(source: str | Path, target: str | Path) -> None:
-    with open(source, "rb") as old, open(target, "wb") as new:
-        shutil.copyfileobj(old, new)
-        new.flush()
-        os.fsync(new.fileno())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    remove_path(source)
 
 
 __all__ = [

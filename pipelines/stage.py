@@ -29,7 +29,7 @@ def is_main() -> bool:
     A RANK that was left over in the environment, without other processes, says nothing.
     """
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    return alone or os.environ.get("RANK", "0") == "0"
+    return alone or (os.environ.get("RANK") or "0") == "0"
 
 
 @contextmanager
@@ -66,7 +66,8 @@ def stage_main(
     try:
         if about is not None:
             argparse.ArgumentParser(prog=f"python -m {module}", description=about).parse_args(argv)
-        begin(module.rpartition(".")[2], argv)
+        if is_main():
+            begin(module.rpartition(".")[2], argv)
         run(argv)
         if is_main():
             check_unchanged()

@@ -115,6 +115,16 @@ def adopt(study: StudySettings) -> None:
     report(result.as_dict())
 
 
+def check_given(study: StudySettings) -> None:
+    """Check that given weights fit the model, as far as that is known without a download."""
+    from ofq_core.models import check_pretrained
+
+    if study.teacher.pretrained is not None:
+        check_pretrained(study.model, study.teacher.pretrained)
+    else:
+        given_weights(study)
+
+
 def given_weights(study: StudySettings) -> nn.Module:
     """The model with the weights of `teacher.checkpoint` or `teacher.pretrained`."""
     from ofq_core import checkpoints

@@ -158,7 +158,7 @@ def check_outputs(outs: list[str]) -> None:
     root = next((path for path in (here, *here.parents) if (path / ".git").exists()), None)
     for out in map(Path, outs):
         place = out.parent.resolve()
-        if "DVC_STAGE" in os.environ and root is not None and not place.is_relative_to(root):
+        if os.environ.get("DVC_STAGE") and root is not None and not place.is_relative_to(root):
             link = next(path for path in reversed(out.parents) if path.is_symlink())
             raise OutputError(
                 f"{link} is a link to {link.resolve()}, out of the repository, where DVC takes no "

@@ -133,20 +133,55 @@ def copy_path(source: Path, target: Path) -> None:
 
 
 def place_path(source: Path, target: Path) -> None:
-    """Move a file or folder to `target`, in place of what is there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    elif source.is_dir():
-        target.unlink(missing_ok=True)
+    """Move a file or folder to `target`, from another file system too.
+
+    What was there goes when the new one is there. What fails, or is killed, loses neither.
+    """
+    draft, former = (target.with_name(f".{target.name}.{word}") for word in ("new", "former"))
+    for left_over in (draft, former):
+        remove_path(left_over)
+    bring_path(source, draft)
+    # A file takes the place of a file at once.
+    if target.is_dir() or (draft.is_dir() and (target.exists() or target.is_symlink())):
+        target.replace(former)
+    draft.replace(target)
+    for path in (former, source):
+        remove_path(path)
+
+
+def bring_path(source: Path, draft: Path) -> None:
+    """Move a file or folder to where nothing is; where a rename cannot do that, copy it.
+
+    Raises:
+        OSError: there is no room, for example. Nothing is left at `draft` then.
+    """
+    draft.parent.mkdir(parents=True, exist_ok=True)
     try:
-        source.replace(target)
+        source.replace(draft)
+        return
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        # Another file system: a copy beside the target, which then appears whole.
-        draft = target.with_name(f".{target.name}.arriving")
-        if draft.is_dir():
-            shutil.rmtree(draft)
-        copy_path(source, draft)
-        draft.replace(target)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, draft, copy_function=_copy_file)
+        else:
+            _copy_file(source, draft)
+    except (OSError, shutil.Error):
+        remove_path(draft)
+        raise
+
+
+def _copy_file(source: str | Path, target: str | Path) -> None:
+    with open(source, "rb") as old, open(target, "wb") as new:
+        shutil.copyfileobj(old, new)
+        new.flush()
+        os.fsync(new.fileno())
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -285,7 +285,6 @@ CONTRADICTIONS = [
     (FULL, "quant.options", {"strength": 0.5}, ["quant.options.strength = 0.5: " + NO_EFFECT]),
     (VALID, "data", {**PHOTOS, "erase_count": 2}, ["data.erase_count = 2: " + NO_EFFECT]),
     (VALID, "data", {**PHOTOS, "pad": 4}, ["data.pad = 4: " + NO_EFFECT]),
-    (VALID, "data", {**PHOTOS, "download": True}, ["data.download = True: " + NO_EFFECT]),
     (VALID, "data", {**PHOTOS, "name": "Digits"}, ["data.name = 'Digits'", "data/digits is taken"]),
     (VALID, "data", {**PHOTOS, "name": "checked"}, ["data/checked is taken"]),
 ]
@@ -304,6 +303,7 @@ SENSIBLE = [
     ({**VALID, "fidelity": {"cooldown": True}}, "recipe.cooldown_epochs", 3),
     (VALID, "recipe", {**RECIPE, "lr": None, "by_bits": BY_BITS}),
     (NO_CGA, "recipe", {**RECIPE, "by_bits": {5: {"lr": 0.1}}}),
+    (VALID, "recipe", {**RECIPE, "lr": None, "by_bits": {2: {"lr": 0.1, "mix_group": 4}}}),
     (VALID, "quant.boundary_range", 0.01),
     (VALID, "model.mlp_ratio", 0.01),
     (VALID, "grid.full_precision_seeds", [1, 2]),

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import torch
 
-from ofq_core.checkpoints.kinds import unreadable
+from ofq_core.checkpoints.kinds import cause, unreadable
 from ofq_core.errors import CheckpointError
 
 # The bytes of an entry of each kind of storage.
@@ -106,7 +106,7 @@ def check_zip(path: Path) -> bool:
     except CheckpointError:
         raise
     except Exception as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error) from cause(error)
     return whole
 
 
@@ -138,7 +138,7 @@ def check_pickle(path: Path) -> None:
     except CheckpointError:
         raise
     except Exception as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error) from cause(error)
 
 
 def _unlike_torchs(entry: zipfile.ZipInfo) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ofq_core.checkpoints.claims import sealed
-from ofq_core.checkpoints.inside import differences, not_finite, wrong_inside
 from ofq_core.checkpoints.weights import Weights, foreign_names, read_content, read_weights
 from ofq_core.errors import CheckpointError
 from ofq_core.files import sha256_file, write_atomic
@@ -77,9 +77,9 @@ def load_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any]:
             f"{path} belongs to a run with other settings (sha256 "
             f"{str(value['settings_sha256'])[:12]}, expected {settings_sha256[:12]}); {afresh}"
         )
-    wrong = wrong_inside(value) if own else "another program wrote it again"
-    if wrong:
-        raise CheckpointError(f"{path}: damaged checkpoint ({wrong}); {afresh}")
+    if not own:
+        # Whatever was changed in it, no run has been in that state.
+        raise CheckpointError(f"{path}: damaged checkpoint (another program wrote it); {afresh}")
     return value
 
 
@@ -119,11 +119,11 @@ def fill_weights(model: nn.Module, weights: Weights, what: str) -> None:
         CheckpointError: names, shapes, types or values that do not fit, with the first few named.
     """
     state, path = weights.state, weights.path
-    wrong = differences(state, model.state_dict())
+    wrong = _differences(state, model.state_dict())
     if wrong:
         hint = foreign_names(state)
         raise CheckpointError(f"{path}: this {what} does not fit the model: {_some(wrong)}{hint}")
-    wrong = not_finite(state)
+    wrong = _not_finite(state)
     if wrong:
         raise CheckpointError(f"{path}: this {what} cannot be used: {_some(wrong)}")
     model.load_state_dict(state)
@@ -155,6 +155,33 @@ def _check_record(weights: Path) -> None:
                 f"{path} is not the file of this run: its sha256 is {found[:12]}, and "
                 f"{ENVIRONMENT} beside it says {str(expected)[:12]}"
             )
+
+
+def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Where names, shapes and types of tensors are not those of the model."""
+    wrong = [f"{key} is missing" for key in own if key not in state]
+    wrong += [f"{key} is not part of the model" for key in state if key not in own]
+    both = [key for key in own if key in state]
+    wrong += [
+        f"{key} has shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
+        for key in both
+        if state[key].shape != own[key].shape
+    ]
+    wrong += [
+        f"{key} is {_type(state[key])}, the model {_type(own[key])}: convert it first"
+        for key in both
+        if state[key].dtype != own[key].dtype
+    ]
+    return wrong
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Which tensors hold NaN or infinity."""
+    return [f"{key} holds NaN or infinity" for key in state if not state[key].isfinite().all()]
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _some(wrong: list[str]) -> str:

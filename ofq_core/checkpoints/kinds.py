@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -76,6 +77,11 @@ def unreadable(path: Path, why: object) -> CheckpointError:
     )
 
 
+def cause(error: Exception) -> Exception | None:
+    """What to raise `unreadable` from; a place that only a damaged directory names is no cause."""
+    return None if isinstance(error, OSError) and error.errno == errno.EINVAL else error
+
+
 def _folder(path: Path) -> str:
     if (path / "saved_model.pb").is_file():
         return " (a TensorFlow SavedModel)"
@@ -87,7 +93,7 @@ def _archive(path: Path) -> Kind:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except Exception as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error) from cause(error)
     ends = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in ends:
         raise CheckpointError(

@@ -60,7 +60,11 @@ def read_released(path: Path) -> ReleasedFile:
         CheckpointError: missing, truncated, of another kind, or it wants to run or build more than
             plain data and the arguments' `argparse.Namespace`; what it wanted is named.
     """
-    return _from_npz(path) if kind_of(path) == "npz" else _from_torch(path)
+    file = _from_npz(path) if kind_of(path) == "npz" else _from_torch(path)
+    for key, tensor in file.state.items():
+        if not tensor.numel():
+            raise CheckpointError(f"{path}: {key} has shape {tuple(tensor.shape)}: no entry in it")
+    return file
 
 
 def save_released(path: Path, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -109,7 +113,7 @@ def _from_npz(path: Path) -> ReleasedFile:
         ) from error
     try:
         meta = json.loads(str(found.pop("meta"))) if "meta" in found else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: meta is no JSON ({error})") from error
     tensors = {
         name: torch.from_numpy(np.array(value))

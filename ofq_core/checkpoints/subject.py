@@ -81,7 +81,7 @@ def open_subject(
                 "the folder of a run, or results/teacher"
             )
         return _of_run(weights)
-    if path.name in WEIGHTS and (path.parent / SETTINGS).is_file():
+    if _in_run(path):
         return _of_run(path)
     return released_subject(load_released(path, wbits, abits, num_heads))
 
@@ -109,7 +109,7 @@ def open_reference(where: str, subject: Subject) -> Subject:
             pad_before_shift(model)
         return Subject(model, where, None, subject.settings, None)
     path = Path(where)
-    if path.is_dir() or (path.parent / SETTINGS).is_file():
+    if path.is_dir() or _in_run(path):
         reference = open_subject(path)
         if reference.quant is not None:
             raise CheckpointError(
@@ -120,6 +120,10 @@ def open_reference(where: str, subject: Subject) -> Subject:
     model = build_model(subject.settings, seed=0)
     says = load_weights(model, path, "reference").says()
     return Subject(model, f"{where} ({says})" if says else where, path, subject.settings, None)
+
+
+def _in_run(path: Path) -> bool:
+    return path.name in WEIGHTS and (path.parent / SETTINGS).is_file()
 
 
 def _of_run(weights: Path) -> Subject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -66,6 +67,7 @@ class FolderOrigin(ScannedOrigin):
                     f"{shown(entry.path)}: an image outside of a class folder; {layout}"
                 )
             else:
+                _refuse_archive(entry)
                 others[name] = NO_SUFFIX
         if not classes:
             raise DataError(f"{folder}: no class folders; {layout}")
@@ -85,6 +87,7 @@ class FolderOrigin(ScannedOrigin):
             elif is_desktop(entry.name):
                 others[name] = DESKTOP
             elif not is_image(entry.name):
+                _refuse_archive(entry)
                 others[name] = status if isinstance(status, str) else NO_SUFFIX
             elif isinstance(status, str):
                 listed.append(Entry(name, 0, 0, _label(name), -1, status))
@@ -154,6 +157,15 @@ def _look(entry: os.DirEntry[str]) -> os.stat_result | str:
         return "a link to nothing"
     except OSError as error:
         return why(error)
+
+
+def _refuse_archive(entry: os.DirEntry[str]) -> None:
+    endings = tuple(end for _, ends, _ in shutil.get_unpack_formats() for end in ends)
+    if entry.name.lower().endswith(endings):
+        raise DataError(
+            f"{shown(entry.path)}: an archive, perhaps of images that would be missed; unpack it "
+            "as <split>/<class>/<image> or remove it"
+        )
 
 
 def _raise(error: OSError) -> None:

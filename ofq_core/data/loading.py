@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import sys
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -78,8 +82,11 @@ class Batches:
         for kept in (self._loader is not None, False):
             if self._loader is None:
                 # A generator of its own, else every run would take a number from torch's own.
+                context = self._context()
                 self._loader = self._make(
-                    generator=torch.Generator(), multiprocessing_context=self._context()
+                    generator=torch.Generator(),
+                    multiprocessing_context=context,
+                    worker_init_fn=None if context is None else _end_with_parent,
                 )
             try:
                 return iter(self._loader)
@@ -102,6 +109,11 @@ class Batches:
             return None
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
+        # The suite leaves without taking torch apart; what is left over is tidied up all the same,
+        # and nobody needs to hear of it.
+        sys.warnoptions.append("ignore:resource_tracker")
+        resource_tracker.ensure_running()
+        sys.warnoptions.pop()
         return context
 
 
@@ -116,6 +128,21 @@ class _Keys:
 
     def __iter__(self) -> Iterator[list[Any]]:
         return iter(self.current)
+
+
+def _end_with_parent(worker: int) -> None:
+    """Let a reader end when the process that it reads for does; PyTorch looks at the fork server.
+
+    That lives as long as its children do, and so they would all live for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _next(batches: Iterator[Collated]) -> Collated | None:

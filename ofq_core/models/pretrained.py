@@ -19,6 +19,8 @@ _TORCHVISION = {
     "swin_small_patch4_window7_224": "swin_s",
     "swin_base_patch4_window7_224": "swin_b",
 }
+# That all of torchvision's weights above know.
+IMAGENET_CLASSES = 1000
 _INSTEAD = (
     "Get them on a machine with a network (the same command there fills the cache; HF_HOME and "
     "TORCH_HOME say where it is), copy the cache, or set teacher.checkpoint to a file of weights"
@@ -33,17 +35,35 @@ def load_pretrained(settings: ModelSettings, source: Literal["timm", "torchvisio
             settings, or they can be neither found nor downloaded.
     """
     model = build_model(settings, 0)
+    check_pretrained(settings, source)
     if source == "timm":
         return _from_timm(settings)
-    if settings.name not in _TORCHVISION:
-        raise ModelError(
-            f"teacher.pretrained = 'torchvision' has weights for {', '.join(_TORCHVISION)}, not "
-            f"for model.name = {settings.name!r}: expected one of these, or 'timm'"
-        )
     state = _torchvision_state(_TORCHVISION[settings.name])
-    _check_classes(settings, state["head.weight"].shape[0])
     _fill(model, swin_from_torchvision(state), settings.name)
     return model
+
+
+def check_pretrained(settings: ModelSettings, source: Literal["timm", "torchvision"]) -> None:
+    """What can be known of published weights without having them.
+
+    Raises:
+        ModelError: the source has no weights for this model, or they know other classes.
+    """
+    if source == "torchvision":
+        if settings.name not in _TORCHVISION:
+            raise ModelError(
+                f"teacher.pretrained = 'torchvision' has weights for {', '.join(_TORCHVISION)}, "
+                f"not for model.name = {settings.name!r}: expected one of these, or 'timm'"
+            )
+        _check_classes(settings, IMAGENET_CLASSES)
+        return
+    timm = import_timm()
+    if not timm.models.is_model_pretrained(settings.name):
+        raise ModelError(
+            f"teacher.pretrained = 'timm': timm has no weights for model.name = "
+            f"{settings.name!r}; train a teacher (teacher.recipe) or set teacher.checkpoint"
+        )
+    _check_classes(settings, timm.models.get_pretrained_cfg(settings.name).num_classes)
 
 
 def _check_classes(settings: ModelSettings, classes: int) -> None:
@@ -57,12 +77,6 @@ def _check_classes(settings: ModelSettings, classes: int) -> None:
 
 def _from_timm(settings: ModelSettings) -> nn.Module:
     timm = import_timm()
-    if not timm.models.is_model_pretrained(settings.name):
-        raise ModelError(
-            f"teacher.pretrained = 'timm': timm has no weights for model.name = "
-            f"{settings.name!r}; train a teacher (teacher.recipe) or set teacher.checkpoint"
-        )
-    _check_classes(settings, timm.models.get_pretrained_cfg(settings.name).num_classes)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -1,7 +1,7 @@
 """Settings that nothing would read: a value that has no effect is refused, not passed over.
 
-A key at its default is not "set": every preset writes many of them. What a recipe of `by_bits` says
-of `cooldown_epochs` is kept too: it is a published recipe, for whom turns the switch on.
+A key at its default is not "set": every preset writes many of them. Nor are the keys of `by_bits`:
+those are published recipes, whole, for whom turns on what they need.
 """
 
 from __future__ import annotations
@@ -75,18 +75,15 @@ def _of_recipes(
 ) -> Iterator[tuple[str, Any, str]]:
     common: Any = study.recipe
     special: dict[int, Any] = common.by_bits
-    complete = {
-        bits: RecipeSettings(**common.merged(bits))
+    complete = [
+        RecipeSettings(**common.merged(bits))
         for bits in {*special, study.quant.wbits}
         if common.is_complete(bits)
-    }
+    ]
     for key, (reads, reason) in _OF_RECIPE.items():
-        read_at = {bits for bits, recipe in complete.items() if reads(recipe, study.distill)}
-        if complete and not read_at and _is_set(common, key):
+        read = any(reads(recipe, study.distill) for recipe in complete)
+        if complete and not read and _is_set(common, key):
             yield f"recipe.{key}", getattr(common, key), reason
-        for bits in complete.keys() & special.keys() - read_at:
-            if _is_set(special[bits], key):
-                yield f"recipe.by_bits.{bits}.{key}", getattr(special[bits], key), reason
         own = study.teacher.recipe
         if own is not None and _is_set(own, key) and not reads(own, None):
             yield f"teacher.recipe.{key}", getattr(own, key), reason
@@ -149,7 +146,6 @@ def _of_images(data: ImageSettings) -> Iterator[tuple[str, Any, str]]:
         ("erase_count", data.erase_prob == 0, "data.erase_prob = 0"),
         ("crop_ratio", data.crop_scale is None, "data.crop_scale = null"),
         ("pad", data.crop_scale is not None, "data.crop_scale is set, so nothing is padded"),
-        ("download", data.source == "folder", "data.source = 'folder' is there already"),
     ):
         if unread and getattr(data, key) != fields[key].default:
             yield f"data.{key}", getattr(data, key), reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,11 @@ from ofq_core.training.progress import Progress, Running, StepEvent
 from ofq_core.training.schedule import ANNEAL, Schedule
 from ofq_core.training.step import Gradients
 from ofq_core.training.tracker import OscillationTracker
+
+_OF_THE_MACHINE = (
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
 
 
 def _ignore(event: object) -> None:
@@ -475,9 +481,12 @@ class _Unusable(NamedTuple):
 
 
 def _machine(error: BaseException | None) -> bool:
-    """Whether a disk or memory is behind an error, and not what is in the file."""
+    """Whether a disk or memory is behind an error, and not what is in the file.
+
+    Not every OSError: a damaged file may send its reader to a place that there is not (EINVAL).
+    """
     while error is not None:
-        if isinstance(error, OSError | MemoryError):
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _OF_THE_MACHINE:
             return True
         error = error.__cause__
     return False

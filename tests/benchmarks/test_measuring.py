@@ -78,8 +78,8 @@ def test_the_loader_alone(monkeypatch, capsys):
 
 def test_the_loader_beside_a_model_on_given_images(small, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(loader, "FASHION", tmp_path / "none")
-    for split in ("train", "val"):
-        loader.generate(tmp_path / "mine" / split, 32)
+    for seed, split in enumerate(("train", "val")):
+        loader.generate(tmp_path / "mine" / split, 32, seed)
     words = ["loader", "--images", str(tmp_path / "mine"), "--rounds", "1", "--workers", "0"]
     monkeypatch.setattr("sys.argv", words)
     monkeypatch.setattr(loader, "SIZES", {"deit_tiny": Size(DEIT, 1000, {"depth": 1})})

@@ -86,8 +86,10 @@ def test_reference(run_folder, digits, capsys, run):
     folder, _ = run_folder()
     teacher, full = run_folder(FULL, "teacher", "teacher.pt", seed=2)
     expected = sum(expected_digits(full, digits)[0])
-    checkpoints.save(teacher.parent / "bare.pt", full.state_dict())
-    for reference in (teacher, teacher / "teacher.pt", teacher.parent / "bare.pt"):
+    bare = (teacher.parent / "bare.pt", teacher / "beside_settings.pt")
+    for path in bare:
+        checkpoints.save(path, full.state_dict())
+    for reference in (teacher, teacher / "teacher.pt", *bare):
         content = run(folder, "--data", digits, "--reference", reference)
         assert content["reference"]["result"]["n_correct"] == expected
         assert content["reference"]["quant"] is None

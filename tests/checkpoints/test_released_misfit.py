@@ -65,6 +65,14 @@ def test_full_precision_weights(tmp_path):
     assert "patch_embed.proj.move_b4.bias is missing" in message
 
 
+def test_no_entries(written):
+    def change(state):
+        state["patch_embed.proj.weight"] = torch.zeros(0, 3, 8, 8)
+
+    message = refused(load_released, written(change))
+    assert "patch_embed.proj.weight has shape (0, 3, 8, 8): no entry in it" in message
+
+
 def test_other_types(written):
     """They would be converted in silence."""
 

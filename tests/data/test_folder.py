@@ -445,3 +445,10 @@ def test_dangling_link_of_a_split(pets, refused):
     shutil.rmtree(pets / "val")
     (pets / "val").symlink_to("/nowhere")
     assert "pets/val: no such folder; expected" in refused()
+
+
+@pytest.mark.parametrize("name", ["n01440764.tar", "ant/images.ZIP", "ant/more.tar.gz"])
+def test_archives_beside_images(name, pets, refused):
+    """One file, but nobody knows how many images."""
+    (pets / "train" / name).write_bytes(b"")
+    assert f"pets/train/{name}: an archive, perhaps of images" in refused(max_unreadable=0.9)

@@ -3,13 +3,16 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from multiprocessing import forkserver
 
 import pytest
 import torch
 from torch import distributed as dist
 
-from ofq_core.data import Share, loading, worker_deaths
+from ofq_core.data import Share, loading, prepare_data, worker_deaths
 from ofq_core.errors import DataError
 from tests.patience import PATIENCE
 
@@ -159,3 +162,45 @@ def test_fork_server_that_died(opened, recipe, monkeypatch, cpu):
             list(data.eval_batches("test", 4, Share(), cpu))
     assert "could not be started (EOFError: unexpected EOF). Most often memory" in str(error.value)
     assert len(list(data.train_batches(recipe(), 0, 0, 0, Share(), cpu))) == 4
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_readers_end_with_their_process(end, pets, image_settings, recipe, tmp_path):
+    """Also when it takes nothing apart, as every stage; and they say nothing."""
+    prepare_data(image_settings(), tmp_path / "data" / "pets")
+    program = f"""
+import os, signal, sys
+from multiprocessing import active_children, forkserver
+from pathlib import Path
+import torch
+from torch import distributed as dist
+from ofq_core.data import Share, open_data
+from ofq_core.settings import ImageSettings, RecipeSettings
+if __name__ == "__main__":
+    store = dist.FileStore({str(tmp_path / "store")!r}, 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    data = open_data(
+        ImageSettings.model_validate_json({image_settings().model_dump_json()!r}),
+        Path({str(tmp_path / "data" / "pets")!r}),
+    )
+    recipe = RecipeSettings.model_validate_json({recipe().model_dump_json()!r})
+    list(data.train_batches(recipe, 0, 0, 0, Share(), torch.device("cpu")))
+    pids = [child.pid for child in active_children()] + [forkserver._forkserver._forkserver_pid]
+    print(*pids, flush=True)
+    {end}
+"""
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        env={**os.environ, "OFQ_WORKERS": "1", "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stderr == ""
+    pids = [int(word) for word in done.stdout.split()]
+    assert len(pids) == 2
+    until = time.monotonic() + PATIENCE
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.01)

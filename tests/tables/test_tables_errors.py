@@ -12,6 +12,7 @@ import pytest
 
 from tables.errors import TableError
 from tables.render import main, render
+from tables.runs import read_study
 
 if TYPE_CHECKING:
     from tests.tables.conftest import SyntheticStudy
@@ -141,6 +142,14 @@ def test_the_same_run_twice(study: SyntheticStudy, capsys: pytest.CaptureFixture
 def test_a_renamed_run(study: SyntheticStudy, capsys: pytest.CaptureFixture[str]) -> None:
     study.run("lsq", 2, 0, name="ofq-w2a2-s0")
     assert "its settings.yaml belongs to lsq-w2a2-s0" in refused(study.folder, capsys)
+
+
+def test_what_a_killed_process_left_is_no_run(study: SyntheticStudy) -> None:
+    """It replaces a folder under names that begin with a dot."""
+    study.run("lsq", 2, 0)
+    for word in ("new", "former"):
+        study.run("lsq", 2, 0, name=f".lsq-w2a2-s0.{word}")
+    assert [run.folder.name for run in read_study(study.folder).runs] == ["lsq-w2a2-s0"]
 
 
 def test_a_misspelt_folder(study: SyntheticStudy, capsys: pytest.CaptureFixture[str]) -> None:

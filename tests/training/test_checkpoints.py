@@ -34,7 +34,6 @@ class Bomb:
 def content(**changes):
     """What a run writes, of a model with two tensors after one step."""
     model = {"w": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
-    sums = {"phase": torch.zeros(1), "epoch": torch.zeros(1), "paths": [], "signs": None}
     value = {
         "format": checkpoints.FORMAT,
         "settings_sha256": SHA,
@@ -44,30 +43,19 @@ def content(**changes):
             "state": {i: {"exp_avg": 0.1 * v} for i, v in enumerate(model.values())},
             "param_groups": [{"lr": 0.1, "params": [0]}, {"lr": 0.1, "params": [1]}],
         },
-        "tracker": {
-            "state": None,
-            "first_scales": [],
-            "samples": sums,
-            "trajectory": None,
-            "step": 1,
-            "before": {},
-            "flips_before": 0,
-            "steps_before": 0,
-        },
-        "averaged": {f"module.{key}": v for key, v in model.items()}
-        | {"n_averaged": torch.ones(())},
+        "tracker": {"state": None, "samples": {"phase": torch.zeros(1), "paths": []}, "step": 1},
+        "averaged": {"n_averaged": torch.ones(()), "module.w": model["w"], "module.b": model["b"]},
     }
     return {**value, **changes}
 
 
-def changed(value, where, new=None):
+def changed(value, where, new):
     """The nested value with one entry replaced, or without it."""
     key, *rest = where
     entry = changed(value[key], rest, new) if rest else new
     if isinstance(value, list):
         return [entry if i == key else item for i, item in enumerate(value)]
-    kept = {k: v for k, v in value.items() if k != key}
-    return kept if entry is None and not rest else {**kept, key: entry}
+    return {k: entry if k == key else v for k, v in value.items() if k != key or entry is not None}
 
 
 def same(a, b):
@@ -142,68 +130,47 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(write, call, path):
     places = [*range(entry.header_offset, entry.header_offset + 30), *range(listed - 46, listed)]
     bits = [8 * place + bit for place in places for bit in range(8)]
     bits += random.Random(0).sample(range(8 * len(whole)), 200)
-    taken = 0
+    taken, causes = 0, []
     for bit in bits:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         try:
             value = call(path)
-        except CheckpointError:
+        except CheckpointError as error:
+            causes.append(error.__cause__)
             continue
         taken += 1
         assert same(value, content()), f"bit {bit}"
     assert taken < len(bits) / 2
+    assert not [cause for cause in causes if isinstance(cause, OSError)], "a disk was blamed"
     path.write_bytes(whole)
     assert same(call(path), content())
 
 
-INNER = [
-    (("progress", "epoch"), None, "no progress.epoch"),
-    (("progress", "running", "steps"), None, "no progress.running.steps"),
-    (("progress", "running", "losses"), [0.0], "progress.running.losses has 1 entries, not 3"),
-    (("progress", "running", "frozen"), 3, "progress.running.frozen is no int64 of shape ()"),
-    (("progress", "step"), "1", "progress.step is a str, not a int"),
-    (("progress", "step"), 1.0, "progress.step is a float, not a int"),
-    (("progress", "best_top1"), "90", "progress.best_top1 is no number"),
-    (("progress", "extra"), 1, "progress.extra is not known"),
-    (("progress",), {}, "no progress.epoch"),
-    (("progress", "best_state"), {"w": torch.ones(2, 3)}, "progress.best_state: b is missing"),
-    (("model",), [1], "model is no dict of tensors"),
-    (("model", "b"), None, "progress.best_state: b is not part of the model"),
-    (("model", "b"), torch.ones(3), "b has shape (2,), the model (3,)"),
-    (("model", "b"), torch.ones(2).double(), "b is float32, the model float64"),
-    (("model", "w"), torch.full((2, 3), torch.nan), "model: w holds NaN or infinity"),
-    (("averaged", "module.b"), torch.ones(2).half(), "averaged: b is float16, the model float32"),
-    (("averaged", "module.b"), torch.full((2,), torch.inf), "averaged: b holds NaN or infinity"),
-    (("averaged", "n_averaged"), None, "averaged is no average"),
-    (("averaged",), {"w": 1}, "averaged is no average"),
-    (("optimizer", "state"), None, "no optimizer.state"),
-    (("optimizer", "param_groups", 0, "params"), None, "no optimizer.param_groups.params"),
-    (("optimizer", "state", 1, "exp_avg"), torch.ones(4), "optimizer.state has a shape (4,) too"),
-    (("optimizer", "state", 1), {}, "optimizer.state.1 has not the keys of the others"),
-    (("optimizer", "state", 7), {}, "optimizer.state.7 belongs to no parameter"),
-    (("tracker", "step"), None, "no tracker.step"),
-    (("tracker", "samples", "paths"), None, "no tracker.samples.paths"),
-    (("tracker",), 3, "tracker is no dict"),
-]
-
-
-@pytest.mark.parametrize(("where", "new", "said"), INNER, ids=[i[2][:40] for i in INNER])
-def test_something_inside_is_missing_or_of_another_kind(where, new, said, path):
-    value = changed(content(), where, new)
-    checkpoints.save(path, value)
+@pytest.mark.parametrize(
+    ("where", "new"),
+    [
+        (("progress", "epoch"), None),
+        (("progress", "step"), 2),
+        (("progress", "history"), [{"val_top1": 99.0}]),
+        (("model", "b"), torch.ones(2).half()),
+        (("model", "b"), torch.full((2,), torch.nan)),
+        (("optimizer", "state", 1, "exp_avg"), torch.ones(4)),
+        (("optimizer", "param_groups", 0, "params"), None),
+        (("tracker", "samples", "paths"), None),
+        (("averaged",), None),
+    ],
+)
+def test_a_checkpoint_that_was_changed_by_hand(where, new, path):
+    """Missing keys, other types and shapes, and what nobody could tell from a good one."""
+    torch.save(changed(content(), where, new), path)
     message = refused(checkpoints.load_checkpoint, path, SHA)
-    assert f"{path}: damaged checkpoint (" in message
-    assert said in message
+    assert "damaged checkpoint (" in message
     assert message.endswith("; delete it to start afresh")
-
-
-def test_a_checkpoint_that_was_changed_by_hand(path):
-    """What a change makes of a run, nobody can say."""
-    torch.save(changed(content(), ("progress", "step"), 2), path)
+    torch.save(content(), path)
     message = refused(checkpoints.load_checkpoint, path, SHA)
-    assert "damaged checkpoint (another program wrote it again)" in message
+    assert "damaged checkpoint (another program wrote it)" in message
 
 
 @pytest.mark.parametrize("junk", [b"text", bytes(range(256)) * 20, b"PK\x03\x04" + b"\0" * 500])

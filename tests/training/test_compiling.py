@@ -133,11 +133,14 @@ def test_a_model_without_blocks_is_left_alone():
     assert log == []
 
 
-def test_the_choice_is_said(model):
+@pytest.mark.parametrize("note", ["", "no C compiler was found"])
+def test_the_choice_is_said(model, note, monkeypatch):
+    monkeypatch.setattr(compiling, "note", lambda: note)
     log = []
     compiling.compile_where_it_pays([model], "auto", 10, CPU, log.append)
-    assert len(log) == 1
-    assert log[0].startswith("torch.compile per block: no, automatic: ")
+    *before, last = log
+    assert before == ([f"kernels of the quantizers: {note}"] if note else [])
+    assert last.startswith("torch.compile per block: no, automatic: ")
     assert all(block._compiled_call_impl is None for block in blocks_of(model))
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from ofq_core import checkpoints
 from ofq_core.errors import CheckpointError
 from tests.training.conftest import without_times
 
@@ -89,9 +90,9 @@ def test_how_often_does_not_matter(micro, make_trainer, undisturbed, tmp_path):
 
 def edited(change):
     def damage(path):
-        state = torch.load(path, weights_only=True)
+        state = checkpoints.load(path)
         change(state)
-        torch.save(state, path)
+        checkpoints.save(path, state)
 
     return damage
 
@@ -213,7 +214,7 @@ def test_killed_between_two_checkpoints(cut_off, make_trainer, undisturbed, iden
     identical(summary(trainer), undisturbed("ofq"))
 
 
-@pytest.mark.parametrize("error", [PermissionError(), MemoryError()], ids=str)
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()], ids=str)
 def test_a_disk_that_fails_is_no_damage(error, cut_off, make_trainer, monkeypatch, tmp_path):
     """Nothing is put aside for what may be good again in a minute."""
     settings, folder = cut_off

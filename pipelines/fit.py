@@ -1,8 +1,14 @@
-"""Whether the runs of a study fit the prepared data: asked before the first of them trains."""
+"""Stage `fit`: the cells of the tables fit the prepared data; asked before anything trains.
+
+They alone wait for it: no experiment is refused because of a cell that will not run. Every stage
+that trains asks for its own run again, for settings may change when the teacher is there already.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,26 +17,24 @@ from ofq_core.data import read_manifest
 from ofq_core.data.order import epoch_steps, mix_group, positions
 from ofq_core.distributed import World
 from ofq_core.errors import DataError, ModelError
+from ofq_core.files import write_atomic
 from ofq_core.models import build_model, check_convertible, image_shape
 from ofq_core.settings import DigitsSettings, ModelSettings, RunSettings, StudySettings
+from pipelines.params import load_study
 from pipelines.prepare import data_folder
-from pipelines.teacher import is_given
+from pipelines.stage import stage_main
 
 Shape = tuple[int, ...]
+OUTPUT = Path("data/checked/fit")
 
 
-def check_study(study: StudySettings, world: World) -> None:
-    """Check every run that the settings describe, the teacher's own training included.
-
-    Whatever stage trains first asks, so nothing is trained for a study that cannot be finished.
-
-    Raises:
-        DataError, ModelError: see `check_runs`.
-    """
-    runs = study.every_run()
-    if not is_given(study):
-        runs.append(study.full_precision(study.teacher.seed))
-    check_runs(study, runs, world)
+def main(argv: list[str]) -> None:
+    """Check every cell and full-precision run of the tables."""
+    study = load_study()
+    runs = study.runs_of_grid()
+    check_runs(study, runs, World())
+    write_atomic(OUTPUT, b"The runs of the tables fit the data.\n")
+    print(f"fit: {len(runs)} runs of the tables fit {data_folder(study)}")
 
 
 def check_runs(study: StudySettings, runs: Iterable[RunSettings], world: World) -> None:
@@ -91,3 +95,7 @@ def _recipe_key(study: StudySettings, run: RunSettings) -> str:
     if run.distill is None:
         return "teacher.recipe"
     return "recipe" if study.recipe.batch_size else f"recipe.by_bits.{run.quant.wbits}"
+
+
+if __name__ == "__main__":
+    stage_main(main, sys.argv[1:], __doc__)

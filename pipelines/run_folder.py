@@ -27,14 +27,14 @@ def run_to_folder(
             with large_imports():
                 from ofq_core.distributed import join_world
                 from ofq_core.models import import_timm
-                from pipelines.fit import check_study
+                from pipelines.fit import check_runs
                 from pipelines.results import publish_folder, write_json
                 from pipelines.training import Inputs, evaluate_run, finish, train_run
 
                 import_timm()
             inputs = Inputs(data=data_folder(study), teacher=teacher)
             with join_world() as world:
-                check_study(study, world)
+                check_runs(study, [settings], world)
                 result = train_run(settings, inputs, stage, world=world)
                 metrics = evaluate_run(result, settings, inputs, world)
             if not world.main:

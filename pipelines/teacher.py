@@ -39,7 +39,7 @@ def train(study: StudySettings) -> None:
     with large_imports():
         from ofq_core.distributed import join_world
         from ofq_core.models import import_timm
-        from pipelines.fit import check_study
+        from pipelines.fit import check_runs
         from pipelines.results import publish_folder, write_json
         from pipelines.training import Inputs, evaluate_run, finish, train_run, write_reference
 
@@ -47,7 +47,8 @@ def train(study: StudySettings) -> None:
     settings = study.full_precision(study.teacher.seed)
     inputs = Inputs(data=data_folder(study), teacher=None)
     with join_world() as world:
-        check_study(study, world)
+        # The experiment as well: it would be refused when this has been trained for it.
+        check_runs(study, [settings, study.experiment()], world)
         result = train_run(settings, inputs, "teacher", world=world)
         metrics = evaluate_run(result, settings, inputs, world)
     if not world.main:
@@ -70,7 +71,7 @@ def adopt(study: StudySettings) -> None:
     from ofq_core.distributed import join_world
     from ofq_core.evaluation import evaluate
     from ofq_core.training import make_deterministic
-    from pipelines.fit import check_fits, check_study
+    from pipelines.fit import check_fits, check_runs
     from pipelines.results import publish_folder, write_json, write_settings
     from pipelines.training import PARTIAL, write_reference
 
@@ -78,7 +79,7 @@ def adopt(study: StudySettings) -> None:
     threads = None if teacher.recipe is None else teacher.recipe.threads
     make_deterministic(teacher.seed, threads or torch.get_num_threads())
     with join_world() as world:
-        check_study(study, world)
+        check_runs(study, [study.experiment()], world)
         data = open_data(study.data, data_folder(study))
         # One process alone, so that not all of them download.
         given = given_weights(study) if world.main else None

@@ -36,7 +36,7 @@ PROFILE = "OFQ_PROFILE"
 
 # Stages of dvc.yaml that are one process each, and those that can be several. `sweep` is no stage
 # but a job that runs a whole experiment of a sweep.
-SINGLE = ("check", "prepare", "tables")
+SINGLE = ("check", "prepare", "fit", "tables")
 TRAINED = ("teacher", "full_precision", "grid", "rivals", "variants", "qat")
 SEVERAL = (*TRAINED, "evaluate", "noise", "sweep")
 STAGES = (*SINGLE, *SEVERAL)

@@ -155,8 +155,8 @@ def by_bits(*sizes):
     return {"recipe__batch_size": None, "recipe__by_bits": own}
 
 
-MISFITS = {
-    "students": ({"recipe__batch_size": 196}, f"recipe.batch_size {TOO_LARGE}"),
+# Of cells that no experiment needs.
+CELLS = {
     "another bit width": (
         {"grid__bits": [2, 3], **by_bits(64, 196, 64)},
         f"recipe.by_bits.3.batch_size {TOO_LARGE}",
@@ -165,6 +165,9 @@ MISFITS = {
         {"grid__rivals": {"methods": ["pact"], "bits": [4], "seeds": [0]}, **by_bits(64, 64, 196)},
         f"recipe.by_bits.4.batch_size {TOO_LARGE}",
     ),
+}
+MISFITS = {
+    "students": ({"recipe__batch_size": 196}, f"recipe.batch_size {TOO_LARGE}"),
     "teacher": ({"teacher__recipe__batch_size": 196}, f"teacher.recipe.batch_size {TOO_LARGE}"),
     "classes": ({"model__num_classes": 7}, "model.num_classes = 7, but the data has 10 classes"),
     "size": (
@@ -198,20 +201,42 @@ def test_study_that_does_not_fit_the_data(changes, message, workspace, set_param
     assert refused(workspace, *TEACHER) == message
 
 
-@pytest.mark.parametrize("words", [CEILING, CELL], ids=lambda words: words[0])
-def test_every_stage_that_trains_checks_the_study(words, workspace, set_params, refused):
-    """The settings may change when the teacher is there already."""
-    changes, message = MISFITS["another bit width"]
+@pytest.mark.parametrize(("changes", "message"), CELLS.values(), ids=CELLS)
+def test_cells_that_do_not_fit_the_data(
+    changes, message, workspace, set_params, refused, command, monkeypatch
+):
+    """Before the teacher is trained for them; an experiment has nothing to do with it."""
     set_params(workspace, **changes)
-    assert refused(workspace, *words) == message
+    assert refused(workspace, "pipelines.fit") == message
+    monkeypatch.chdir(workspace)
+    study = load_study()
+    fit.check_runs(study, [study.experiment()], World())
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        (CEILING, {"teacher__recipe__batch_size": 196}),
+        (CELL, {"recipe__batch_size": 196}),
+        (QAT, {"recipe__batch_size": 196}),
+    ],
+    ids=["ceiling", "cell", "experiment"],
+)
+def test_every_stage_that_trains_checks_its_run(words, changes, workspace, set_params, refused):
+    """The settings may change when the teacher is there already."""
+    set_params(workspace, **changes)
+    (key,) = changes
+    words = [words] if isinstance(words, str) else words
+    assert refused(workspace, *words) == f"{key.replace('__', '.')} {TOO_LARGE}"
 
 
 def test_batch_that_cannot_be_split_over_the_processes(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     study = load_study()
-    fit.check_study(study, World(0, 32))
+    runs = [study.full_precision(study.teacher.seed)]
+    fit.check_runs(study, runs, World(0, 32))
     with pytest.raises(DataError, match=r"teacher\.recipe\.batch_size = 32: 32 images can"):
-        fit.check_study(study, World(0, 33))
+        fit.check_runs(study, runs, World(0, 33))
 
 
 def test_batch_of_all_images_fits(workspace, set_params, command):
@@ -220,11 +245,9 @@ def test_batch_of_all_images_fits(workspace, set_params, command):
     assert done.code == 0, done.err
 
 
-def test_experiment_asks_for_itself_only(workspace, set_params, refused, command):
+def test_experiment_asks_for_itself_only(workspace, set_params, command):
     set_params(workspace, teacher__recipe__batch_size=196)
     assert command(workspace, QAT).code == 0
-    set_params(workspace, recipe__batch_size=196)
-    assert refused(workspace, QAT) == f"recipe.batch_size {TOO_LARGE}"
 
 
 @pytest.mark.parametrize(

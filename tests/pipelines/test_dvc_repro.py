@@ -15,6 +15,7 @@ STAGES = [
     "check@settings",
     "check@grid",
     "prepare",
+    "fit",
     "teacher",
     "full_precision@0",
     "grid@lsq-2-0",
@@ -78,7 +79,7 @@ def test_every_stage_ran_once_in_an_order_that_works(reproduced):
     assert sorted(stages) == sorted(STAGES)
     order = {name: index for index, name in enumerate(stages)}
     assert all(order[name] < order["prepare"] for name in STAGES[:2]), "before anything is made"
-    assert order["prepare"] < order["teacher"] < order["grid@ofq-2-0"]
+    assert order["prepare"] < order["fit"] < order["teacher"] < order["grid@ofq-2-0"]
     assert order["full_precision@0"] < order["tables"]
     assert order["grid@lsq-2-0"] < order["tables"]
     assert order["qat"] < order["evaluate"]
@@ -213,9 +214,10 @@ def test_dag(folder, shell):
     pairs = {(nodes[a], nodes[b]) for a, b in re.findall(r"(node\d+)-->(node\d+)", edges)}
     assert {
         ("check@settings", "prepare"),
-        ("check@grid", "grid@ofq-2-0"),
-        ("check@grid", "rivals@rtn-4-0"),
-        ("check@grid", "full_precision@0"),
+        ("check@grid", "fit"),
+        ("fit", "grid@ofq-2-0"),
+        ("fit", "rivals@rtn-4-0"),
+        ("fit", "full_precision@0"),
         ("prepare", "teacher"),
         ("teacher", "grid@ofq-2-0"),
         ("teacher", "qat"),
@@ -224,7 +226,7 @@ def test_dag(folder, shell):
         ("rivals@rtn-4-0", "tables"),
         ("noise", "tables"),
     } <= pairs
-    assert ("check@grid", "qat") not in pairs, "an experiment is its own affair"
+    assert not {("check@grid", "qat"), ("fit", "qat"), ("fit", "teacher")} & pairs, "its own affair"
     assert ("qat", "tables") not in pairs, "dialling an experiment renders no table"
     assert not {pair for pair in pairs if pair[0] == "qat" and pair[1].startswith("grid")}
     assert "grid@lsq-2-0" in shell(folder, "dvc", "dag").out

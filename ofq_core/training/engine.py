@@ -96,7 +96,6 @@ class Trainer:
         self.checkpoint, self.observe, self.log = checkpoint, observe, log
         self.asked_to_stop = asked_to_stop
         self.key = settings.sha256() if key is None else key
-        self.previous = checkpoint.with_name(f"{checkpoint.stem}.previous{checkpoint.suffix}")
         self.world = world = world or World()
         recipe, fidelity = settings.recipe, settings.fidelity
         self.batch_size, self.steps = recipe.batch_size, data.steps(recipe)
@@ -166,6 +165,11 @@ class Trainer:
         self.oscillation_layers = self.tracker.layers()
         self.model.load_state_dict(self.progress.best_state)
         return self.progress
+
+    @property
+    def previous(self) -> Path:
+        """Where the checkpoint before the last is."""
+        return self.checkpoint.with_suffix(f".previous{self.checkpoint.suffix}")
 
     @property
     def kept_model(self) -> nn.Module:

@@ -112,7 +112,7 @@ class ImageSettings(Model):
     interpolation: Interpolation = "random"
     hflip: Probability = 0.5
     color_jitter: NotNegative = 0.0
-    auto_augment: Text | None = None
+    auto_augment: str | None = None
     erase_prob: Probability = 0.0
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"
     erase_count: SmallCount = 1

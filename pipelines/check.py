@@ -53,4 +53,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    stage_main(main, sys.argv[1:], __doc__)
+    stage_main(main, sys.argv[1:])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 
-from ofq_core.data.origin import Catalogue, ImageOrigin
+from ofq_core.data.origin import Catalogue, ImageOrigin, Unreadable
 from ofq_core.data.rows import Rows
 from ofq_core.data.samples import Images
 from ofq_core.errors import DataError
@@ -51,12 +53,14 @@ def _partner(images: list[Images], train: Rows, test: Rows, index: int) -> int |
     candidates = np.flatnonzero(like).tolist()
     if not candidates:
         return None
-    image = images[1].read(index)
     name = test.name(index).rpartition("/")[2]
     # What is called the same comes first, in case all images have one size.
     candidates.sort(key=lambda i: train.name(i).rpartition("/")[2] != name)
-    for candidate in candidates[:PARTNERS]:
-        other = images[0].read(candidate)
-        if image is not None and image == other:
-            return candidate
+    # How many may be unreadable is for others to say.
+    with suppress(Unreadable):
+        image = images[1].read(index)
+        for candidate in candidates[:PARTNERS]:
+            with suppress(Unreadable):
+                if image == images[0].read(candidate):
+                    return candidate
     return None

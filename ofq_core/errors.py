@@ -29,6 +29,10 @@ class TrainingStopped(OFQError):  # noqa: N818 - nothing went wrong
     """Training ended before its time because somebody asked; its checkpoint is there to go on."""
 
 
+class LeftAloneError(OFQError):
+    """Another process that computes with this one has ended; why, it has said itself."""
+
+
 def shortened(value: object, most: int = 80) -> str:
     """A value as a message shows it: as Python writes it, its middle left out if it is long."""
     try:

@@ -15,6 +15,7 @@ from ofq_core.checkpoints.claims import sealed
 from ofq_core.checkpoints.weights import Weights, foreign_names, read_content, read_weights
 from ofq_core.errors import CheckpointError
 from ofq_core.files import sha256_file, write_atomic
+from ofq_core.finite import not_finite_tensor
 
 FORMAT = "ofq-checkpoint-2"
 CONTENT = ("settings_sha256", "progress", "model", "optimizer", "tracker", "averaged")
@@ -123,9 +124,9 @@ def fill_weights(model: nn.Module, weights: Weights, what: str) -> None:
     if wrong:
         hint = foreign_names(state)
         raise CheckpointError(f"{path}: this {what} does not fit the model: {_some(wrong)}{hint}")
-    wrong = _not_finite(state)
-    if wrong:
-        raise CheckpointError(f"{path}: this {what} cannot be used: {_some(wrong)}")
+    found = not_finite_tensor(state.items())
+    if found is not None:
+        raise CheckpointError(f"{path}: this {what} cannot be used: {found}")
     model.load_state_dict(state)
 
 
@@ -173,11 +174,6 @@ def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list
         if state[key].dtype != own[key].dtype
     ]
     return wrong
-
-
-def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Which tensors hold NaN or infinity."""
-    return [f"{key} holds NaN or infinity" for key in state if not state[key].isfinite().all()]
 
 
 def _type(tensor: Tensor) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ofq_core.checkpoints.released_keys import CLIP, Clip, Layout, our_names, released_layout
 from ofq_core.errors import CheckpointError
+from ofq_core.finite import not_finite_tensor
 
 _SHOWN = 3
 _ADVICE = {
@@ -154,9 +155,9 @@ def _check_values(layout: Layout, state: dict[str, Tensor], source: str) -> None
                 f"{source}: {clip.key} = {number:g}, expected {CLIP:g} (StatsQ clips W / s to half "
                 "of it), or at least a finite number above 0"
             )
-    for entry in layout.entries:
-        if not bool(torch.isfinite(state[entry.key]).all()):
-            raise CheckpointError(f"{source}: {entry.key} holds NaN or infinity")
+    wrong = not_finite_tensor((entry.key, state[entry.key]) for entry in layout.entries)
+    if wrong is not None:
+        raise CheckpointError(f"{source}: {wrong}")
 
 
 def _set_clip(model: nn.Module, clip: Clip, value: Tensor) -> None:

@@ -265,6 +265,7 @@ def test_who_needs_no_lock(told, tmp_path, monkeypatch, hold):
     """A job on a cluster has a folder of its own; of several processes the main one has locked."""
     monkeypatch.chdir(tmp_path)
     hold(tmp_path, "results/x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(*told)
     with alone(Path("results/x")):
         pass

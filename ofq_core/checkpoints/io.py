@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ofq_core.checkpoints.claims import sealed
 from ofq_core.checkpoints.weights import Weights, foreign_names, read_content, read_weights
-from ofq_core.errors import CheckpointError
+from ofq_core.errors import CheckpointError, some
 from ofq_core.files import sha256_file, write_atomic
 from ofq_core.finite import not_finite_tensor
 
@@ -23,7 +23,6 @@ CONTENT = ("settings_sha256", "progress", "model", "optimizer", "tracker", "aver
 WEIGHTS = ("student.pt", "teacher.pt")
 SETTINGS, ENVIRONMENT = "settings.yaml", "env.json"
 _RECORD = (("weights_sha256", None), ("settings_yaml_sha256", SETTINGS))
-_SHOWN = 3
 
 
 def save(path: Path, value: Any, previous: Path | None = None) -> None:
@@ -123,7 +122,7 @@ def fill_weights(model: nn.Module, weights: Weights, what: str) -> None:
     wrong = _differences(state, model.state_dict())
     if wrong:
         hint = foreign_names(state)
-        raise CheckpointError(f"{path}: this {what} does not fit the model: {_some(wrong)}{hint}")
+        raise CheckpointError(f"{path}: this {what} does not fit the model: {some(wrong)}{hint}")
     found = not_finite_tensor(state.items())
     if found is not None:
         raise CheckpointError(f"{path}: this {what} cannot be used: {found}")
@@ -178,8 +177,3 @@ def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list
 
 def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _some(wrong: list[str]) -> str:
-    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-    return "; ".join(wrong[:_SHOWN]) + more

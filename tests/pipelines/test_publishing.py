@@ -260,12 +260,14 @@ def test_a_file_system_without_locks(code, tmp_path, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("told", [("OFQ_ATTEMPTS", "attempts.json"), ("RANK", "1")])
+@pytest.mark.parametrize(
+    "told", [{"OFQ_ATTEMPTS": "attempts.json"}, {"RANK": "1", "WORLD_SIZE": "2"}]
+)
 def test_who_needs_no_lock(told, tmp_path, monkeypatch, hold):
     """A job on a cluster has a folder of its own; of several processes the main one has locked."""
     monkeypatch.chdir(tmp_path)
     hold(tmp_path, "results/x")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv(*told)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
     with alone(Path("results/x")):
         pass

@@ -109,7 +109,7 @@ def _cached_teacher(size: Size, images: Tensor) -> Teacher:
     from ofq_core.training.teacher_cache import TeacherCache
 
     with tempfile.TemporaryDirectory(prefix="ofq-answers-") as folder:
-        cache = TeacherCache(Path(folder))
+        cache = TeacherCache(Path(folder), print)
         teacher = Teacher(full_precision(size), "mean", cache=cache)
         cache.enter(0)
         teacher(images)

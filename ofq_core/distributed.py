@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from ofq_core.data import Share
-from ofq_core.errors import SettingsError
+from ofq_core.errors import LeftAloneError, SettingsError
 
 T = TypeVar("T")
 # What a launcher sets for each process; and what says that one did, and starts all processes.
@@ -25,6 +26,8 @@ LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
 # So long the first waits for the others: on a cluster until all nodes have read their libraries.
 PATIENCE_SECONDS, BY_HAND_SECONDS = 600, 60
 CPU = torch.device("cpu")
+# How gloo and NCCL say that another process is gone.
+_GONE = re.compile("(closed|reset) by peer|Broken pipe|remote process exited", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def join_world() -> Iterator[World]:
     Raises:
         SettingsError: one of them has a value that cannot be, some are missing, as where one was
             left over and no launcher started this process, or the other processes do not come.
+        LeftAloneError: in the block, where another process ended and this one waited for it.
     """
     size, rank = _number("WORLD_SIZE", 1, 1), _number("RANK", 0, 0)
     missing = [name for name in LAUNCHED if size > 1 and not os.environ.get(name)]
@@ -119,7 +123,12 @@ def join_world() -> Iterator[World]:
         world_size=size,
         device_id=cuda,
     )
-    yield world
+    try:
+        yield world
+    except RuntimeError as error:
+        if not _GONE.search(str(error)):
+            raise
+        raise LeftAloneError("another process of this command ended before its time") from error
     # Not after an error: taking the group apart would wait for processes that wait for this one.
     dist.destroy_process_group()
 

@@ -29,6 +29,16 @@ class TrainingStopped(OFQError):  # noqa: N818 - nothing went wrong
     """Training ended before its time because somebody asked; its checkpoint is there to go on."""
 
 
+class LeftAloneError(OFQError):
+    """Another process that computes with this one has ended; why, it has said itself."""
+
+
+def some(reasons: list[str], most: int = 3) -> str:
+    """The first reasons on one line, and how many more there are."""
+    more = f"; and {len(reasons) - most} more" if len(reasons) > most else ""
+    return "; ".join(reasons[:most]) + more
+
+
 def shortened(value: object, most: int = 80) -> str:
     """A value as a message shows it: as Python writes it, its middle left out if it is long."""
     try:

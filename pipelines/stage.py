@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from ofq_core.errors import OFQError, TrainingStopped
+from ofq_core.errors import LeftAloneError, OFQError, TrainingStopped
 from ofq_core.output import any_output
 from pipelines.unchanged import begin, check_unchanged
 
@@ -78,7 +78,7 @@ def stage_main(
             time.sleep(STOP_PATIENCE_SECONDS)
         status = STOPPED
     except OFQError as error:
-        _report(str(error))
+        _report(str(error), late=isinstance(error, LeftAloneError))
         sys.exit(1)
     except BrokenPipeError:
         raise
@@ -97,9 +97,13 @@ def stage_main(
     os._exit(status)
 
 
-def _report(message: str) -> None:
-    """Say an error once: most happen in every process, and the first to end ends the others."""
-    if not is_main():
+def _report(message: str, late: bool = False) -> None:
+    """Say an error once: most happen in every process, and the first to end ends the others.
+
+    late: of what another process or the launcher has more to say about.
+    """
+    if late or not is_main():
         time.sleep(PATIENCE_SECONDS)
+    if not is_main():
         message = f"process {os.environ['RANK']}: {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)

@@ -133,7 +133,7 @@ def train_run(
         cache = None
         if settings.distill.cache_teacher and settings.fidelity.teacher_mode == "eval":
             folder = _answers_folder(settings, inputs.teacher, world)
-            cache = TeacherCache(folder, settings.model.num_classes, log)
+            cache = TeacherCache(folder, log)
         fidelity = settings.fidelity
         teacher = Teacher(full, fidelity.teacher_head, fidelity.teacher_mode, cache)
     observer = ProgressBar(f"{stage} {settings.name}") if world.main else nullcontext(_ignore)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofq_core.errors import OFQError, SettingsError
+from ofq_core.errors import OFQError, SettingsError, some
 from ofq_core.yaml_files import read_yaml
 from slurm.contents import list_path
 from slurm.fingerprints import IGNORED, fingerprints
@@ -197,9 +197,8 @@ def check_unchanged() -> None:
     """
     changes = [] if _watch is None else _watch.changes()
     if changes:
-        more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
         raise ChangedError(
-            f"what this stage reads has changed while it ran: {'; '.join(changes[:SHOWN])}{more}. "
+            f"what this stage reads has changed while it ran: {some(changes, SHOWN)}. "
             "Its result is not handed over, for it would count as that of what is there now. With "
             "the change undone the same command goes on from the last checkpoint; without, it "
             "begins anew"

@@ -6,6 +6,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from slurm.errors import SlurmError
+
+# For what is only to be known.
 SECONDS = 60
 # What runs. Another repository round an unpacked copy of the suite tracks none of it.
 SOURCES = [
@@ -15,15 +18,11 @@ SOURCES = [
 ]
 
 
-class GitError(Exception):
-    """Git is missing or does not do what it was asked; the message says why."""
-
-
-def git(folder: Path, *words: str) -> str:
+def git(folder: Path, *words: str, seconds: float | None = None) -> str:
     """What a git command prints. It takes no lock that a command of the user's could meet.
 
     Raises:
-        GitError: it failed.
+        SlurmError: git is missing, or does not do what it was asked, or not in so many seconds.
     """
     try:
         done = subprocess.run(
@@ -35,16 +34,16 @@ def git(folder: Path, *words: str) -> str:
             encoding="utf-8",
             errors="surrogateescape",
             check=False,
-            timeout=SECONDS,
+            timeout=seconds,
         )
     except FileNotFoundError as error:
-        raise GitError("git is not installed") from error
+        raise SlurmError("git is not installed") from error
     except (OSError, subprocess.SubprocessError) as error:
-        raise GitError(f"git {words[0]}: {error}") from error
+        raise SlurmError(f"git {words[0]}: {error}") from error
     if done.returncode:
         said = done.stderr.strip().splitlines()
         reason = said[0] if said else f"exit status {done.returncode}"
-        raise GitError(f"git {words[0]} in {folder}: {reason}")
+        raise SlurmError(f"git {words[0]} in {folder}: {reason}")
     return done.stdout
 
 
@@ -57,14 +56,16 @@ def describe_commit(folder: Path) -> dict[str, Any]:
         settings.yaml. Where it cannot be known, both are None, and `problem` says why.
     """
     try:
-        commit = git(folder, "rev-parse", "--verify", "HEAD").strip()
-        if not git(folder, "ls-files", "--", *SOURCES):
-            raise GitError(f"the git repository that {folder} is in does not track the code there")
+        commit = git(folder, "rev-parse", "--verify", "HEAD", seconds=SECONDS).strip()
+        if not git(folder, "ls-files", "--", *SOURCES, seconds=SECONDS):
+            raise SlurmError(
+                f"the git repository that {folder} is in does not track the code there"
+            )
         # Also what a file of the repository round it says is to be ignored.
-        unknown = git(folder, "ls-files", "--others", "--", *SOURCES)
+        unknown = git(folder, "ls-files", "--others", "--", *SOURCES, seconds=SECONDS)
         apart = (":!dvc.lock", ":!params.yaml")
         words = ("status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
-        dirty = bool(unknown or git(folder, *words))
-    except GitError as error:
+        dirty = bool(unknown or git(folder, *words, seconds=SECONDS))
+    except SlurmError as error:
         return {"commit": None, "dirty": None, "problem": str(error)}
     return {"commit": commit, "dirty": dirty, "problem": None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -11,10 +10,9 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from slurm.show import any_terminal
+from ofq_core.output import any_output
 
 INTERRUPTED = 130  # as shells report a command that Ctrl-C ended
-BROKEN_PIPE = 141  # and one whose reader went away
 
 
 class SlurmError(Exception):
@@ -32,9 +30,7 @@ def command_main(run: Callable[[list[str]], int | None], argv: list[str]) -> NoR
         SystemExit: always: 1 after a SlurmError, whose message is printed; 130 after Ctrl-C; 141
             where nobody reads the output any more, as in `... | head`; argparse's own status.
     """
-    any_terminal()
-    status: int | str | None
-    try:
+    with any_output():
         try:
             status = run(argv)
         except SlurmError as error:
@@ -42,14 +38,6 @@ def command_main(run: Callable[[list[str]], int | None], argv: list[str]) -> NoR
             print(f"error: {error}", file=sys.stderr)
         except KeyboardInterrupt:
             status = INTERRUPTED
-        except SystemExit as end:
-            status = end.code
-        # Here rather than at exit, where a broken pipe can no longer be caught.
-        sys.stdout.flush()
-    except BrokenPipeError:
-        status = BROKEN_PIPE
-        # Python flushes once more at exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
 

@@ -27,10 +27,11 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from submitit.helpers import Checkpointable
 
 from slurm.attempts import close_attempt, open_attempt
+from slurm.commit import git
 from slurm.errors import SlurmError
 from slurm.job import belong_to_the_job
 from slurm.jobs import read_json, tail, write_json
-from slurm.snapshot import check_snapshot, files_of, git
+from slurm.snapshot import check_snapshot, files_of
 from slurm.sweeps import Experiment, Order, revision_of
 
 TICK = 0.05

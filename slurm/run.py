@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 
-from slurm.show import any_terminal
+from ofq_core.output import any_output
 
 USAGE = "usage: python -m slurm.run -- COMMAND [ARGUMENT ...]"
 PROCESSES = "OFQ_PROCESSES"
@@ -82,5 +82,6 @@ def spread(command: list[str], processes: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    any_terminal()
-    sys.exit(main(sys.argv[1:]))
+    with any_output():
+        status = main(sys.argv[1:])
+    sys.exit(status)

@@ -1,17 +1,8 @@
-"""Tables for a terminal, whatever its encoding."""
+"""Tables for a terminal."""
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Sequence
-
-
-def any_terminal() -> None:
-    """Have characters that the terminal's encoding lacks printed as '?'."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,31 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from slurm.commit import git
 from slurm.errors import SlurmError
 
 COMPILED = "__pycache__"
-
-
-def git(workspace: Path, *words: str) -> str:
-    """What a git command prints.
-
-    Raises:
-        SlurmError: the folder is no git repository, or git is missing.
-    """
-    try:
-        done = subprocess.run(
-            ["git", *words], cwd=workspace, capture_output=True, text=True, check=True
-        )
-    except FileNotFoundError as error:
-        raise SlurmError("git is not installed; jobs run on a copy of the tracked files") from error
-    except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip() or f"exit status {error.returncode}"
-        raise SlurmError(f"git {words[0]} in {workspace}: {reason}") from error
-    return done.stdout
 
 
 def tracked_files(workspace: Path, code: Iterable[str]) -> list[str]:

@@ -13,10 +13,11 @@ from typing import Any
 
 from ofq_core.errors import SettingsError
 from ofq_core.yaml_files import read_yaml
+from slurm.commit import git
 from slurm.errors import SlurmError
 from slurm.pipeline import Pipeline
 from slurm.profile import Profile, Resources
-from slurm.snapshot import git, tracked_files
+from slurm.snapshot import tracked_files
 from slurm.sweeps import Experiment, Stand, Sweeps, revision_of, stands
 
 PARAMS = "params.yaml"

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from slurm.cluster import job_states
+from slurm.commit import git
 from slurm.ids import SUBMITTING_SECONDS, array_id
 from slurm.jobs import Job, Jobs, read_json, write_json
-from slurm.snapshot import git
 from slurm.states import State
 from slurm.words import how_ended
 

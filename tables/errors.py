@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from ofq_core.output import any_output
+
 INTERRUPTED = 130  # as shells report a command that Ctrl-C ended
-BROKEN_PIPE = 141  # and one whose reader went away
 
 
 class TableError(Exception):
@@ -17,26 +16,10 @@ class TableError(Exception):
 
 
 def command_main(main: Callable[[], int]) -> NoReturn:
-    """Run a command and exit with its status: 130 after Ctrl-C, 141 where nobody reads the output,
-    as in `... | head`.
-
-    Characters that the terminal's encoding lacks are printed as '?'.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    status: int | str | None
-    try:
+    """Run a command and exit with its status: 130 after Ctrl-C; see also `any_output`."""
+    with any_output():
         try:
             status = main()
         except KeyboardInterrupt:
             status = INTERRUPTED
-        except SystemExit as end:
-            status = end.code
-        # Here rather than at exit, where a broken pipe can no longer be caught.
-        sys.stdout.flush()
-    except BrokenPipeError:
-        status = BROKEN_PIPE
-        # Python flushes once more at exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

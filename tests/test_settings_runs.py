@@ -41,22 +41,21 @@ def test_cells_of_the_grid():
         settings.cell("ofq", 9, 0)
 
 
-def test_every_run():
-    """The experiment, the cells, and the full-precision runs that the grid names: 1 + 2*3*3 + 2."""
-    names = [run.name for run in read(changed("grid.full_precision_seeds", [5, 7])).every_run()]
-    assert len(names) == 21
-    assert names[0] == "ofq-w2a2-s0"
-    assert names[1:4] == ["lsq-w2a2-s0", "lsq-w2a2-s1", "lsq-w2a2-s2"]
+def test_runs_of_the_grid():
+    """The cells, and the full-precision runs that the grid names: 2*3*3 + 2."""
+    names = [run.name for run in read(changed("grid.full_precision_seeds", [5, 7])).runs_of_grid()]
+    assert len(names) == 20
+    assert names[:3] == ["lsq-w2a2-s0", "lsq-w2a2-s1", "lsq-w2a2-s2"]
     assert names[-3:] == ["ofq-w4a4-s2", "fp-w32a32-s5", "fp-w32a32-s7"]
-    assert len(read(VALID).every_run()) == 19, "by default there is no full-precision run"
+    assert len(read(VALID).runs_of_grid()) == 18, "by default there is no full-precision run"
 
 
 def test_a_teacher_that_is_not_trained_has_no_full_precision_runs():
     raw = changed("teacher", {"seed": 0, "pretrained": "timm"})
-    assert len(read(raw).every_run()) == 19
+    assert len(read(raw).runs_of_grid()) == 18
     raw["grid"]["full_precision_seeds"] = [3]
     with pytest.raises(SettingsError) as error:
-        read(raw).every_run()
+        read(raw).runs_of_grid()
     message = str(error.value)
     assert message.startswith("full-precision run with seed 3: teacher.recipe = None")
     assert "grid.full_precision_seeds = []" in message
@@ -71,10 +70,9 @@ def test_two_teachers():
 
 
 def test_cga_without_epochs():
-    """The cells are checked with the rest, before anything runs."""
     settings = read(changed("recipe.cga_epochs", 0))
     with pytest.raises(SettingsError, match=r"experiment ofq: quant\.cga = true, but recipe\.cga"):
-        settings.every_run()
+        settings.experiment()
 
 
 def test_hash_depends_on_values_only():

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ofq_core.checkpoints.claims import sealed
 from ofq_core.checkpoints.weights import Weights, foreign_names, read_content, read_weights
-from ofq_core.errors import CheckpointError
+from ofq_core.errors import CheckpointError, some
 from ofq_core.files import sha256_file, write_atomic
+from ofq_core.finite import not_finite_tensor
 
 FORMAT = "ofq-checkpoint-2"
 CONTENT = ("settings_sha256", "progress", "model", "optimizer", "tracker", "averaged")
@@ -22,7 +23,6 @@ CONTENT = ("settings_sha256", "progress", "model", "optimizer", "tracker", "aver
 WEIGHTS = ("student.pt", "teacher.pt")
 SETTINGS, ENVIRONMENT = "settings.yaml", "env.json"
 _RECORD = (("weights_sha256", None), ("settings_yaml_sha256", SETTINGS))
-_SHOWN = 3
 
 
 def save(path: Path, value: Any, previous: Path | None = None) -> None:
@@ -122,10 +122,10 @@ def fill_weights(model: nn.Module, weights: Weights, what: str) -> None:
     wrong = _differences(state, model.state_dict())
     if wrong:
         hint = foreign_names(state)
-        raise CheckpointError(f"{path}: this {what} does not fit the model: {_some(wrong)}{hint}")
-    wrong = _not_finite(state)
-    if wrong:
-        raise CheckpointError(f"{path}: this {what} cannot be used: {_some(wrong)}")
+        raise CheckpointError(f"{path}: this {what} does not fit the model: {some(wrong)}{hint}")
+    found = not_finite_tensor(state.items())
+    if found is not None:
+        raise CheckpointError(f"{path}: this {what} cannot be used: {found}")
     model.load_state_dict(state)
 
 
@@ -175,15 +175,5 @@ def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list
     return wrong
 
 
-def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Which tensors hold NaN or infinity."""
-    return [f"{key} holds NaN or infinity" for key in state if not state[key].isfinite().all()]
-
-
 def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _some(wrong: list[str]) -> str:
-    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-    return "; ".join(wrong[:_SHOWN]) + more

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ofq_core.checkpoints.released_keys import CLIP, Clip, Layout, our_names, released_layout
-from ofq_core.errors import CheckpointError
+from ofq_core.errors import CheckpointError, some
+from ofq_core.finite import not_finite_tensor
 
-_SHOWN = 3
 _ADVICE = {
     ("pos_embed",): (
         "(1, tokens, width): scales belong to a number of tokens, so set model.img_size and "
@@ -92,7 +92,7 @@ def _check_keys(layout: Layout, state: dict[str, Tensor], source: str) -> None:
     wrong = [f"{key} is missing" for key in layout.keys if key not in state]
     wrong += [f"{key} is not known{_hint(key)}" for key in state if key not in expected]
     if wrong:
-        raise CheckpointError(f"{source}: {_some(wrong)}")
+        raise CheckpointError(f"{source}: {some(wrong)}")
 
 
 def _hint(key: str) -> str:
@@ -115,7 +115,7 @@ def _check_shapes(layout: Layout, state: dict[str, Tensor], source: str) -> None
             f"{key} has shape {tuple(state[key].shape)}, the model {shapes[key]}{_advice(key)[1]}"
             for key in wrong
         ]
-        raise CheckpointError(f"{source}: {_some(told)}")
+        raise CheckpointError(f"{source}: {some(told)}")
 
 
 def _check_types(
@@ -128,7 +128,7 @@ def _check_types(
         if state[entry.key].dtype != own[name].dtype
     ]
     if wrong:
-        raise CheckpointError(f"{source}: {_some(wrong)}")
+        raise CheckpointError(f"{source}: {some(wrong)}")
 
 
 def _advice(key: str) -> tuple[int, str]:
@@ -154,9 +154,9 @@ def _check_values(layout: Layout, state: dict[str, Tensor], source: str) -> None
                 f"{source}: {clip.key} = {number:g}, expected {CLIP:g} (StatsQ clips W / s to half "
                 "of it), or at least a finite number above 0"
             )
-    for entry in layout.entries:
-        if not bool(torch.isfinite(state[entry.key]).all()):
-            raise CheckpointError(f"{source}: {entry.key} holds NaN or infinity")
+    wrong = not_finite_tensor((entry.key, state[entry.key]) for entry in layout.entries)
+    if wrong is not None:
+        raise CheckpointError(f"{source}: {wrong}")
 
 
 def _set_clip(model: nn.Module, clip: Clip, value: Tensor) -> None:
@@ -169,8 +169,3 @@ def _first(value: Tensor) -> str:
     """A constant in a message: its value, or the first few."""
     values = value.flatten().tolist()
     return f"{values[0]:g}" if len(values) == 1 else f"{values[:4]} ..."
-
-
-def _some(wrong: list[str]) -> str:
-    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-    return "; ".join(wrong[:_SHOWN]) + more

@@ -186,14 +186,6 @@ class StudySettings(Model):
         refuse_unread(self)
         return self
 
-    def every_run(self) -> list[RunSettings]:
-        """The dialled experiment, then the cells of the grid, then the full-precision runs.
-
-        Raises:
-            SettingsError: one of them cannot be.
-        """
-        return [self.experiment(), *self.runs_of_grid()]
-
     def runs_of_grid(self) -> list[RunSettings]:
         """The cells of the grid, then the full-precision runs.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ofq_core import checkpoints
+from ofq_core.checkpoints.weights import read_content
 from ofq_core.errors import CheckpointError
 
 
@@ -28,17 +29,11 @@ class TeacherCache:
     Args:
         folder: of one teacher, number format and machine type: whatever may change its logits for
             the same images must be in the folder's name, as must the number of this process.
-        classes: logits per image; None: not known.
         log: told of a file that cannot be used.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        classes: int | None = None,
-        log: Callable[[str], None] = lambda message: None,
-    ) -> None:
-        self.folder, self.classes, self.log = folder, classes, log
+    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
+        self.folder, self.log = folder, log
         self._path: Path | None = None
         self._known: dict[str, Tensor] = {}
         self._asked: dict[str, Tensor] = {}
@@ -57,23 +52,12 @@ class TeacherCache:
         if not path.exists():
             return
         try:
-            self._known = self._read(path)
+            answers, own = read_content(path)
+            if not own:
+                raise CheckpointError(f"{path}: damaged (another program wrote it)")
+            self._known = answers
         except CheckpointError as error:
             self.log(f"{error}: the teacher answers anew")
-
-    def _read(self, path: Path) -> dict[str, Tensor]:
-        found = checkpoints.load(path)
-        answers = found.get("answers") if isinstance(found, dict) else None
-        if not isinstance(answers, dict) or not all(map(self._is_answer, answers.values())):
-            raise CheckpointError(f"{path}: not the logits of a teacher of {self.classes} classes")
-        if found.get("sha256") != _digest(answers):
-            raise CheckpointError(f"{path}: damaged answers of the teacher")
-        return answers
-
-    def _is_answer(self, value: object) -> bool:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
-            return False
-        return value.shape[1] == (self.classes or value.shape[1]) and bool(value.isfinite().all())
 
     def logits(self, images: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
         """The teacher's answer (batch, classes) for images (batch, channels, height, width).
@@ -81,9 +65,9 @@ class TeacherCache:
         Args:
             ask: the teacher itself.
         """
-        digest = _digest({"": images})
+        digest = _digest(images)
         answer = self._known.get(digest)
-        if answer is not None and len(answer) == len(images):
+        if answer is not None:
             return answer.to(images.device)
         logits = ask(images)
         # What is not finite is asked again, so that the search for its origin finds the teacher.
@@ -94,18 +78,14 @@ class TeacherCache:
     def finish(self) -> None:
         """Write what was asked anew; a full disk costs nothing."""
         if self._path is not None and self._asked:
-            answers = self._known | self._asked
-            content = {"answers": answers, "sha256": _digest(answers)}
             with contextlib.suppress(CheckpointError):
-                checkpoints.save(self._path, content)
+                checkpoints.save(self._path, self._known | self._asked)
         self._path = None
         self._known, self._asked = {}, {}
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        held = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}/{held.dtype}/{tuple(held.shape)}/".encode())
-        digest.update(held.view(torch.uint8).numpy().data)
+def _digest(tensor: Tensor) -> str:
+    held = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{held.dtype}/{tuple(held.shape)}/".encode())
+    digest.update(held.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -55,7 +55,7 @@ def test_params_are_the_composed_conf(compose):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid(preset, compose):
     study = load_study(compose(f"preset={preset}"))
-    _, *names = [run.name for run in study.every_run()]
+    names = [run.name for run in study.runs_of_grid()]
     assert len(set(names)) == len(names) > 0
     assert study.study == preset, "results of two presets never share a folder"
 

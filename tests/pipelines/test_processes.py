@@ -30,6 +30,15 @@ def run(argv):
         while not pathlib.Path("rank-0").exists():
             time.sleep(0.01)
         raise DataError("data: gone")
+    if argv[0].startswith("leave"):
+        # While the other one waits for this one's part of a sum.
+        from ofq_core.distributed import join_world
+        stage.PATIENCE_SECONDS = 600 if rank != argv[0][-1] else 0.1
+        with join_world() as world:
+            world.wait()
+            if rank == argv[0][-1]:
+                raise DataError("data: gone")
+            world.wait()
     if argv[0] == "status" and rank == "1":
         os._exit(7)
     if argv[0] != "end":
@@ -99,6 +108,12 @@ def test_an_error_of_one_ends_all_and_says_which(start, tmp_path):
     process = start("one")
     assert ended(process) == (1, "error: process 1: data: gone\n")
     assert all(gone(pid) for pid in pids(tmp_path))
+
+
+@pytest.mark.parametrize(("rank", "who"), [(0, ""), (1, "process 1: ")])
+def test_who_waits_for_one_that_ended_says_nothing(rank, who, start):
+    """No stack trace of the process that is left, and no second message."""
+    assert ended(start(f"leave-{rank}")) == (1, f"error: {who}data: gone\n")
 
 
 def test_exit_status_is_that_of_the_first_that_failed(start):

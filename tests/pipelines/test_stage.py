@@ -103,7 +103,7 @@ def test_another_process_waits_for_the_main_one_to_say_the_same(capsys, monkeypa
 
 # What stands behind the name of a command
 
-ALONE = ("check", "prepare", "teacher", "qat", "evaluate", "noise", "tables")
+ALONE = ("check", "prepare", "fit", "teacher", "qat", "evaluate", "noise", "tables")
 WITH_ARGUMENTS = ("full_precision", "grid", "params", "processes", "tracking")
 ELSEWHERE = (
     *(f"slurm.{name}" for name in ("run", "submit", "status", "logs", "cancel", "sweep")),

@@ -191,7 +191,6 @@ command_main(run, sys.argv[1:])
         ("return 7", 7, ""),
         ("raise SlurmError('no such job')", 1, "error: no such job\n"),
         ("raise KeyboardInterrupt", 130, ""),
-        ("raise BrokenPipeError", 141, ""),
         ("sys.exit(2)", 2, ""),
         ("raise ValueError('defect')", 1, "ValueError: defect\n"),
     ],

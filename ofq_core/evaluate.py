@@ -23,6 +23,7 @@ import numpy as np
 from ofq_core.checkpoints.subject import Subject, open_reference, open_subject
 from ofq_core.data import Data, check_class_names, open_data, read_manifest
 from ofq_core.data.class_names import composed
+from ofq_core.data.digits import DECISIVE
 from ofq_core.data.folder import FolderOrigin
 from ofq_core.data.images import ImageData
 from ofq_core.data.manifest import PreparedImages, not_images
@@ -39,6 +40,8 @@ from ofq_core.settings import DataSettings, DigitsSettings, ImageSettings
 Shape = tuple[int, int, int]
 # The mean and deviation that are known without settings are those of colour images.
 COLOURS = 3
+# What is done to images that are evaluated.
+IMAGE_KEYS = ("mean", "std", "crop_pct", "eval_interpolation")
 # How many names a message gives.
 SHOWN = 5
 INTERRUPTED = 130  # as shells report a command that Ctrl-C ended
@@ -57,10 +60,11 @@ def prepared_data(folder: Path, shape: Shape, settings: DataSettings | None) -> 
     """
     if settings is None:
         manifest = read_manifest(folder, needed=("classes",))
+        known = manifest.get("settings", {})
         if "arrays_sha256" in manifest:
-            settings = DigitsSettings(name="digits")
+            settings = validated(DigitsSettings, {"name": "digits", **known}, str(folder))
         else:
-            settings = _image_settings(folder.name, shape, manifest.get("settings", {}))
+            settings = _image_settings(folder.name, shape, known)
     return open_data(settings, folder)
 
 
@@ -127,6 +131,7 @@ def run(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
     reference = None
     if arguments.reference is not None:
         reference = open_reference(arguments.reference, subject)
+        _check_like(reference, subject, data)
         _check_fits(reference, data, arguments.data or arguments.images)
     content: dict[str, Any] = {
         "checkpoint": subject.as_dict(),
@@ -198,6 +203,19 @@ def _check_fits(subject: Subject, data: Data, place: Path) -> None:
             f"note: the order of the classes was not checked: {silent} does not say their names",
             file=sys.stderr,
         )
+
+
+def _check_like(reference: Subject, subject: Subject, data: Data) -> None:
+    """Check that a reference's own run had these images, prepared as they are for the subject."""
+    used = data.settings if isinstance(data, ImageData) else subject.data
+    keys = IMAGE_KEYS if isinstance(data, ImageData) else DECISIVE
+    for key in keys:
+        ours, theirs = getattr(used, key, None), getattr(reference.data, key, None)
+        if reference.data is not None and used is not None and ours != theirs:
+            raise DataError(
+                f"reference {reference.source} is of a run with data.{key} = {theirs}, and here it "
+                f"is {ours}: the two do not compare"
+            )
 
 
 def _line(result: Evaluation, split: str) -> str:

@@ -15,6 +15,9 @@ from ofq_core.errors import DataError
 from ofq_core.files import write_atomic, write_json
 from ofq_core.settings import DigitsSettings
 
+# What decides the splits.
+DECISIVE = ("test_share", "val_share", "split_seed", "subset")
+
 
 def prepare_digits(settings: DigitsSettings, folder: Path) -> dict[str, Any]:
     """Write arrays.npz and manifest.json, the same bytes for the same settings.
@@ -69,9 +72,7 @@ def prepare_digits(settings: DigitsSettings, folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = {
         "source": "sklearn.datasets.load_digits",
         "source_sha256": _digest(digits.images, digits.target),
-        "settings": settings.model_dump(
-            include={"test_share", "val_share", "split_seed", "subset"}
-        ),
+        "settings": settings.model_dump(include=set(DECISIVE)),
         "classes": int(labels.max()) + 1,
         "image_shape": list(images.shape[1:]),
         "mean": float(arrays["train_images"].mean(dtype=np.float64)),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from ofq_core.settings import ImageSettings
 PACKAGE = "datasets"
 # Where the package keeps what it fetched, under the folder of the data.
 CACHE = "huggingface"
+# What the package calls its readers of the formats that a folder may have.
+FORMATS = ("arrow", "parquet")
 
 
 class HubOrigin(ImageOrigin):
@@ -34,9 +38,15 @@ class HubOrigin(ImageOrigin):
 
     def __init__(self, settings: ImageSettings, root: Path) -> None:
         super().__init__(settings, root)
-        self._package = _package(settings.source)
+        _package(settings.source)
+        self._local = root / settings.source.split("/", 1)[1]
         # By split: the rows, with images as they are encoded, and the name of that column.
         self._sets: dict[str, tuple[Any, str]] = {}
+
+    @property
+    def _package(self) -> Any:
+        # No attribute: a module cannot be sent to a reader.
+        return _package(self.settings.source)
 
     def catalogue(self, fresh: bool) -> Catalogue:
         """See `ImageOrigin.catalogue`."""
@@ -47,6 +57,7 @@ class HubOrigin(ImageOrigin):
             where = f"{self.settings.source}, split {split!r}"
             image, label = (self._column(data, kind, where) for kind in ("Image", "ClassLabel"))
             names[split] = list(data.features[label].names)
+            self._check_names(names[split], label)
             data = data.cast_column(image, self._package.Image(decode=False))
             self._sets[split] = data, image
             labels = data.select_columns([label]).with_format("arrow")[:][label].to_pylist()
@@ -113,6 +124,24 @@ class HubOrigin(ImageOrigin):
             f"several that is called {usual}"
         )
 
+    def _check_names(self, names: list[str], label: str) -> None:
+        """Compare class names with each file's own: the package takes those of the first file."""
+        parquet = importlib.import_module("pyarrow.parquet")
+        for path in sorted(self._local.rglob("*.parquet")):
+            try:
+                metadata = parquet.read_schema(path).metadata or {}
+                features = json.loads(metadata[b"huggingface"])["info"]["features"]
+                found = list(features[label]["names"])
+            except (OSError, ValueError, KeyError, TypeError):
+                # Another program wrote it, or it is no file that was read.
+                continue
+            if found != names:
+                wrong = next((a, b) for a, b in zip_longest(found, names) if a != b)
+                raise DataError(
+                    f"{path}: its class names are not those of the first file: {wrong[0]!r} "
+                    f"instead of {wrong[1]!r}; expected the same in the same order"
+                )
+
     def _unreadable(self, rows: Rows) -> dict[str, str]:
         def fault(index: int) -> str:
             return header_fault(lambda: self.image(rows.name(index), int(rows.places[index]), 0))
@@ -122,13 +151,12 @@ class HubOrigin(ImageOrigin):
         return {rows.name(index): text for index, text in enumerate(found) if text}
 
     def _load(self, split: str, fresh: bool) -> Any:
-        name = self.settings.source.split("/", 1)[1]
-        local = self.root / name
+        name, local = self.settings.source.split("/", 1)[1], self._local
         where = str(local.resolve()) if local.is_dir() else name
         download = self.settings.download and fresh
         with _network(download), _silent():
             try:
-                return self._package.load_dataset(
+                data = self._package.load_dataset(
                     where, split=split, cache_dir=str(self.root / CACHE)
                 )
             except Exception as error:  # whatever the hub, its files and pyarrow raise
@@ -138,6 +166,15 @@ class HubOrigin(ImageOrigin):
                     f"{self.settings.source}, split {split!r}: cannot be read from {self.root} "
                     f"({reason}){advice}; check data.source, data.train_split and data.test_split"
                 ) from error
+        if local.is_dir() and data.info.builder_name not in FORMATS:
+            # It passes over files that this reader does not know, and says nothing.
+            raise DataError(
+                f"{local}: the package {PACKAGE} takes it for a folder of kind "
+                f"{data.info.builder_name!r}; expected Parquet or Arrow files, as "
+                "Dataset.to_parquet writes them and save_to_disk does not; images as files are for "
+                "data.source=folder"
+            )
+        return data
 
 
 def _package(source: str) -> Any:

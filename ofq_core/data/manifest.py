@@ -19,7 +19,7 @@ from ofq_core.data.origin import Catalogue, ImageOrigin
 from ofq_core.data.rows import Rows, read_rows, rows_sha256, shown, write_rows
 from ofq_core.data.scan import DESKTOP
 from ofq_core.data.shards import ShardOrigin
-from ofq_core.data.splits import MANIFEST, read_manifest
+from ofq_core.data.splits import MANIFEST, check_prepared, read_manifest
 from ofq_core.data.stratify import stratified
 from ofq_core.data.torch_sets import IN_MEMORY, ImagenetteOrigin, TorchOrigin
 from ofq_core.errors import DataError
@@ -125,13 +125,7 @@ def load_images(settings: ImageSettings, folder: Path) -> PreparedImages:
         DataError: the manifest is missing, damaged or of other settings, or the images differ.
     """
     manifest = read_manifest(folder, NEEDED)
-    wanted = settings.model_dump(include=set(DECISIVE), mode="json")
-    for key, value in wanted.items():
-        if manifest["settings"].get(key) != value:
-            raise DataError(
-                f"data.{key} = {value!r}, but {folder / MANIFEST} was prepared with "
-                f"{manifest['settings'].get(key)!r}; run `dvc repro prepare`"
-            )
+    check_prepared(manifest, settings.model_dump(include=set(DECISIVE), mode="json"), folder)
     path = folder / FILES
     if not path.is_file():
         raise DataError(f"{path} is missing; run `dvc repro -f prepare`")

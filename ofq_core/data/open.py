@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ofq_core.data.arrays import ArrayData
-from ofq_core.data.digits import prepare_digits
+from ofq_core.data.digits import DECISIVE, prepare_digits
 from ofq_core.data.source import Data
-from ofq_core.data.splits import load_prepared
+from ofq_core.data.splits import check_prepared, load_prepared, read_manifest
 from ofq_core.settings import DataSettings, DigitsSettings
 
 # What reads images is imported where it is needed: with it comes timm, which takes seconds.
@@ -38,6 +38,8 @@ def open_data(settings: DataSettings, folder: Path) -> Data:
             `load_images`.
     """
     if isinstance(settings, DigitsSettings):
+        manifest = read_manifest(folder, needed=("settings",))
+        check_prepared(manifest, settings.model_dump(include=set(DECISIVE)), folder)
         return ArrayData(load_prepared(folder), settings)
     from ofq_core.data.images import ImageData
     from ofq_core.data.manifest import load_images

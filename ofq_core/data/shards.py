@@ -31,8 +31,15 @@ from ofq_core.errors import DataError
 CLASS_KEY = "cls"
 # How many class indices a message gives.
 SHOWN = 12
-# What looks like a shard of the split, but is not named as one, such as <split>-0001.tar.gz.
-_ODD_SHARD = re.compile(r"(-\d[^.]*)?\.(tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))", re.IGNORECASE)
+# What looks like a shard of the split, but is not named as one, such as <split>-0001.tar.gz or
+# <split>_0001.tar, or is still on its way. <split>-extra-0001.tar is of another split.
+_ODD_SHARD = re.compile(
+    r"([-_.]?((part|shard)[-_.]?)?\d[^.]*)?\.(tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))"
+    r"(\.(part|partial|tmp|crdownload|aria2|\d+))?",
+    re.IGNORECASE,
+)
+# More than any tar program puts behind the last file: a disk was lent for what never came.
+_PADDING = 2**20
 
 
 class ShardOrigin(ScannedOrigin):
@@ -145,6 +152,8 @@ class ShardOrigin(ScannedOrigin):
                     else:
                         others[member.name] = NO_SUFFIX
                 _check_end(tar)
+                if not tar.getmembers():
+                    raise ValueError("there is no file in it; remove or fetch it again")
         except (tarfile.TarError, OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read as a shard ({shown(error)})") from error
         return images, labels, others
@@ -197,9 +206,13 @@ def _check_end(tar: tarfile.TarFile) -> None:
     assert file is not None
     file.seek(tar.offset)
     end = file.read(tarfile.RECORDSIZE)
+    zeros = 0
     if len(end) < tarfile.BLOCKSIZE:
         raise ValueError("cut off: the mark of a tar file's end is missing")
     while end:
         if end.count(0) != len(end):
             raise ValueError(f"damaged, or two files joined, near byte {tar.offset}")
+        zeros += len(end)
+        if zeros > _PADDING:
+            raise ValueError(f"nothing but zeros behind byte {tar.offset}: fetch it again")
         end = file.read(tarfile.RECORDSIZE)

@@ -70,6 +70,21 @@ def read_manifest(folder: Path, needed: tuple[str, ...] = NEEDED) -> dict[str, A
     return manifest
 
 
+def check_prepared(manifest: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    """Check that data were split by these settings.
+
+    Raises:
+        DataError: naming the first setting that differs.
+    """
+    for key, value in wanted.items():
+        found = manifest["settings"].get(key)
+        if found != value:
+            raise DataError(
+                f"data.{key} = {value!r}, but {folder / MANIFEST} was prepared with {found!r}; run "
+                "`dvc repro prepare`"
+            )
+
+
 def load_prepared(folder: Path) -> PreparedData:
     """Read what the prepare stage wrote and check it against its manifest.
 

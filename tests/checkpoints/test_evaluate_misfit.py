@@ -1,6 +1,7 @@
 """What the evaluation command refuses, in one line that says what would be right."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from ofq_core import checkpoints, evaluate
 from ofq_core.checkpoints import export_released, save_released
 from ofq_core.checkpoints.subject import open_subject
 from ofq_core.errors import CheckpointError, DataError, ModelError, OFQError, SettingsError
-from tests.checkpoints.conftest import FULL
+from ofq_core.models import build_model
+from ofq_core.settings import ModelSettings
+from tests.checkpoints.conftest import CLASSES, FULL
 
 
 def test_quantized_reference_is_refused(run_folder, digits, run):
@@ -24,6 +27,53 @@ def test_reference_that_does_not_fit(run_folder, digits, tmp_path, run):
     checkpoints.save(tmp_path / "other.pt", {"x": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="this reference does not fit the model"):
         run(folder, "--data", digits, "--reference", tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("split_seed", 1), ("test_share", 0.5), ("val_share", 0.2), ("subset", None)]
+)
+def test_digits_that_were_split_in_another_way(key, value, run_folder, digits, run):
+    """Test images of one split are training images of the other."""
+    folder, _ = run_folder()
+    teacher, _ = run_folder(FULL, "teacher", "teacher.pt")
+    change_data(teacher, key, value)
+    with pytest.raises(DataError, match=rf"teacher.pt is of a run with data.{key} = {value}, and"):
+        run(folder, "--data", digits, "--reference", teacher)
+    change_data(folder, key, value)
+    with pytest.raises(DataError, match=rf"data.{key} = {value}, but .* was prepared with"):
+        run(folder, "--data", digits)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mean", [0.5] * 3),
+        ("std", [0.5] * 3),
+        ("crop_pct", 1.0),
+        ("eval_interpolation", "bilinear"),
+    ],
+)
+def test_reference_for_images_that_are_prepared_in_another_way(
+    key, value, picture_run, class_folders, run
+):
+    folder = picture_run(CLASSES)
+    teacher = shutil.copytree(folder, folder.with_name("teacher"))
+    settings = yaml.safe_load((teacher / "settings.yaml").read_text())
+    settings["quant"] = FULL
+    (teacher / "settings.yaml").write_text(yaml.safe_dump(settings))
+    model = build_model(ModelSettings(**settings["model"]), 0)
+    checkpoints.save(teacher / "student.pt", model.state_dict())
+    assert run(folder, "--images", class_folders, "--reference", teacher)["reference"]
+    change_data(teacher, key, value)
+    with pytest.raises(DataError, match=rf"student.pt is of a run with data.{key} = .*, and here"):
+        run(folder, "--images", class_folders, "--reference", teacher)
+
+
+def change_data(folder, key, value):
+    path = folder / "settings.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["data"][key] = value
+    path.write_text(yaml.safe_dump(settings))
 
 
 def test_logits_that_are_not_finite(run_folder, digits, tmp_path, run):

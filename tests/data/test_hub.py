@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -154,6 +155,30 @@ def test_labels_without_class_names(datasets, write_zoo, hub_settings, tmp_path)
     with pytest.raises(
         DataError, match=r"image \(Image\), label \(int64\); expected one column of"
     ):
+        prepare_data(hub_settings, tmp_path / "data")
+
+
+def test_class_names_in_another_order(zoo, datasets, hub_settings, tmp_path):
+    """The package gives the names of the first file to all of them, and says nothing."""
+    path = tmp_path / "sets/pets/zoo/test.parquet"
+    table = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "hub"))
+    names = datasets.ClassLabel(names=["bee", "ant", "cat"])
+    table.cast_column("label", names).to_parquet(path)
+    with pytest.raises(DataError, match=r"test.parquet: its class names .*'bee' instead of 'ant'"):
+        prepare_data(hub_settings, tmp_path / "data")
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "json"])
+def test_folders_of_other_formats(kind, datasets, pictures, hub_settings, tmp_path):
+    """The package drops files whose suffix it does not know, and says nothing."""
+    root = tmp_path / "sets/pets/zoo"
+    if kind == "imagefolder":
+        shutil.copytree(pictures, root)
+        (root / "val").rename(root / "test")
+    else:
+        table = datasets.Dataset.from_dict({"label": [0]})
+        datasets.DatasetDict(train=table, test=table).save_to_disk(root)
+    with pytest.raises(DataError, match=f"zoo: .*kind '{kind}'; expected Parquet or Arrow files"):
         prepare_data(hub_settings, tmp_path / "data")
 
 

@@ -290,6 +290,8 @@ def test_samples_that_are_ambiguous(files, message, zoo, origin):
         (lambda content: content[:700], "unexpected end of data"),
         (lambda content: content[:1024] + b"x" + content[1025:], "damaged, or two files joined"),
         (lambda content: content + content, "damaged, or two files joined, near byte 2048"),
+        (lambda content: bytes(len(content)), "there is no file in it"),
+        (lambda content: content + bytes(2**20), "nothing but zeros behind byte 2048"),
     ],
 )
 def test_shards_that_end_too_early(damage, message, zoo, origin):
@@ -303,7 +305,17 @@ def test_shards_that_end_too_early(damage, message, zoo, origin):
 
 
 @pytest.mark.parametrize(
-    "name", ["zoo-train-0003.tar.gz", "zoo-train-0003.TAR", "zoo-train.tgz", "zoo-train-3-of-4.tar"]
+    "name",
+    [
+        *("zoo-train-0003.tar.gz", "zoo-train-0003.TAR", "zoo-train.tgz", "zoo-train-3-of-4.tar"),
+        *(
+            "zoo-train_0003.tar",
+            "zoo-train.0003.tar",
+            "zoo-train-part3.tar",
+            "zoo-train-shard-3.tar",
+        ),
+        *("zoo-train-0003.tar.part", "zoo-train-0003.tar.aria2", "zoo-train-0003.tar.1"),
+    ],
 )
 def test_shards_with_another_name(name, zoo, origin):
     (zoo / "zoo-train-0002.tar").rename(zoo / name)

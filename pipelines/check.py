@@ -38,7 +38,7 @@ def checked(study: StudySettings, what: str) -> str:
 
 def main(argv: list[str]) -> None:
     """Check params.yaml."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.check")
+    parser = argparse.ArgumentParser(prog="python -m pipelines.check", description=__doc__)
     parser.add_argument("--what", choices=WHAT, help="default: all")
     wanted = parser.parse_args(argv).what
     study = load_study()
@@ -53,4 +53,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    stage_main(main, sys.argv[1:], __doc__)
+    stage_main(main, sys.argv[1:])

@@ -38,7 +38,7 @@ def checked(study: StudySettings, what: str) -> str:
 
 def main(argv: list[str]) -> None:
     """Check params.yaml."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.check")
+    parser = argparse.ArgumentParser(prog="python -m pipelines.check", description=__doc__)
     parser.add_argument("--what", choices=WHAT, help="default: all")
     wanted = parser.parse_args(argv).what
     study = load_study()

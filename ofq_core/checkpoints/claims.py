@@ -237,6 +237,9 @@ class _Inventory(pickle.Unpickler):
     def persistent_load(self, saved: Any) -> Any:
         """A storage: its number of entries. ("storage", type, key, device, entries, view)"""
         kind, element, key, _, count, *view = saved
+        if element is _Inert:
+            # Of a type that has no place in weights, which `wanted` names.
+            return None
         if kind != "storage" or not isinstance(element, int) or count < 0:
             raise pickle.UnpicklingError(f"a storage of {element!r} with {count!r} entries")
         if self.storages.setdefault(key, element * count) != element * count:

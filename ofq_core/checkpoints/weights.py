@@ -38,6 +38,8 @@ _FOREIGN = (
 # How often torch's AveragedModel was updated.
 _COUNTED = "n_averaged"
 _SHOWN = 6
+# Of keys within each other; a dict that holds itself has no end.
+_DEEPEST = 4
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ def read_weights(path: Path) -> Weights:
     left: list[str] = []
     found = content
     while not _is_state(found):
+        if len(taken) == _DEEPEST:
+            raise CheckpointError(
+                f"{path}: no weights in this file within {_DEEPEST} dicts ({'.'.join(taken)}): "
+                "save the dict of tensors alone, torch.save(WEIGHTS, NEW)"
+            )
         key = _only_key(path, found, ".".join(taken))
         left += [".".join([*taken, str(other)]) for other in found if other != key]
         beside = beside or found

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from .errors import ResultFolderError, StoreError, TrackingError, redact
 from .record import EXPERIMENT_FOLDER, RUN_NAME, RunRecord, read_folder
@@ -117,14 +117,20 @@ def _status(args: argparse.Namespace, root: Path) -> int:
     for study in sorted({record.study for record in records}):
         page = store.runs_page(study)
         if page is not None:
-            # A browser asks for the user and password itself.
-            base = re.sub("//.*@", "//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
-            print(f"runs of {study}, when the UI runs: {base}/{page}")
+            print(f"runs of {study}, when the UI runs: {ui_address(uri)}/{page}")
     for record in missing:
         print(f"not in MLflow: {record.folder}")
     for error in broken:
         print(f"unreadable: {error}")
     return 0
+
+
+def ui_address(uri: str) -> str:
+    """Where a browser, which asks for the user and password itself, finds the store."""
+    parts = urlsplit(uri)
+    if parts.scheme not in {"http", "https"}:
+        return LOCAL_UI
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
 
 def _serve(args: argparse.Namespace, root: Path) -> int:

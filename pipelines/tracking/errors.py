@@ -11,9 +11,9 @@ HIDDEN = "***"
 URI = "MLFLOW_TRACKING_URI"
 # What else a client of MLflow proves with who it is.
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-# User and password of an address, percent-encoded as they should be or not, and its query. What
-# follows three slashes is a path.
-_ADDRESS = re.compile(r"(?<=://)(?!/)([^\s/?#]*@|\S*@)?[^\s?]*(\?\S*)?")
+# An address within a message; the one that is known may be written in any way.
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://\S*")
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]*:")
 # A shorter one would be found within words of any message.
 _SHORTEST = 4
 
@@ -21,17 +21,38 @@ _SHORTEST = 4
 def redact(text: str) -> str:
     """Hide users, passwords and tokens of the tracking store in a text."""
     secrets = {os.environ.get(name, "") for name in _SECRETS}
-    for address in (os.environ.get(URI, ""), text):
-        for user, query in _ADDRESS.findall(address):
-            if user:
-                text = text.replace(user, f"{HIDDEN}@")
-                secrets.add(user[:-1].partition(":")[2] or user[:-1])
-            secrets |= {query, *(value for _, value in parse_qsl(query[1:]))}
+    for address in (os.environ.get(URI, "").strip(), *_ADDRESS.findall(text)):
+        user, query = _secret_parts(address)
+        if user:
+            text = text.replace(user, f"{HIDDEN}@")
+            secrets.add(user[:-1].partition(":")[2] or user[:-1])
+        secrets |= {query, query[1:], *(value for _, value in parse_qsl(query[1:]))}
     plain = secrets | {unquote(secret) for secret in secrets}
     for secret in sorted(plain | {quote(secret, "") for secret in plain}, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, HIDDEN)
     return text
+
+
+def _secret_parts(address: str) -> tuple[str, str]:
+    """User and password with their '@', and the query with its '?' or '#'; empty if there is none.
+
+    Also of what is no valid address: without slashes, with blanks, with characters that should be
+    percent-encoded.
+    """
+    scheme = _SCHEME.match(address)
+    rest = address[scheme.end() :] if scheme else address
+    place = rest.lstrip("/")
+    server, query = re.match(r"([^/?#]*)[^?#]*(.*)", place, re.DOTALL).groups()  # type: ignore[union-attr]
+    if rest.startswith("///") or (rest.startswith("/") and not scheme and rest[1:2] != "/"):
+        # A path.
+        return "", query
+    if "@" in server:
+        return server[: server.rindex("@") + 1], query
+    user = place[: place.rfind("@") + 1]
+    # Behind a path the '@' may as well be part of the query.
+    unsure = "@" in query and "/" in place.removesuffix(query)
+    return user, place[len(user) :] if unsure else query
 
 
 class TrackingError(Exception):

@@ -137,6 +137,14 @@ def numpy_array():
 
 
 BODY = b"\0" * 600
+
+
+def within_itself():
+    value = {}
+    value["model"] = value
+    return value
+
+
 FOREIGN = [
     (b"", "(0 bytes) cannot be read: it is empty"),
     (b"<!DOCTYPE html><html>Sign in", "is a web page"),
@@ -161,6 +169,9 @@ FOREIGN = [
     (saved({"model": STATE, "net": STATE}), "weights under 'model' and 'net'"),
     (saved({"student": OTHER, "teacher": OTHER}), "found 'student' of type dict, 'teacher'"),
     (saved({**STATE, "epoch": 3}), "found 'epoch' of type int"),
+    (saved(within_itself()), "no weights in this file within 4 dicts (model.model.model.model)"),
+    (saved({**STATE, "bias": torch.zeros(2).to(torch.float8_e4m3fn)}), "wants to load torch._ut"),
+    (saved({"model": STATE, "x": torch.zeros(2).untyped_storage()}), "load torch.storage.Unty"),
     (saved({**before("module."), **STATE}), "has the prefix 'module.' and weight has not"),
     (saved({**STATE, "_orig_mod.bias": STATE["bias"]}), "names that differ in '_orig_mod.' alone"),
     (saved(nn.Linear(3, 2)), "It is a pickled model: where its code is, save torch.save(model."),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.tracking.cli import ui_address
 from pipelines.tracking.errors import ResultFolderError, StoreError, TrackingError, redact
 from pipelines.tracking.messages import Handed, not_logged
 from pipelines.tracking.record import read_folder
@@ -206,6 +207,13 @@ def test_nothing_listens() -> None:
         ("postgresql+psycopg2://me:s3cret@server/db", "s3cret", "postgresql+psycopg2://***@server"),
         ("mysql://server/db?user=me&password=s3%26et", "s3&et", "mysql://server/db***"),
         ("http://server/?token=s3cret", "s3cret", "http://server/***"),
+        ("http://me you:s3cret@server", "s3cret", "http://***@server"),
+        ("http:user:s3cret@server", "s3cret", "http:***@server"),
+        ("user:s3cret@server", "s3cret", "***@server"),
+        ("//user:s3cret@server", "s3cret", "//***@server"),
+        ("http://server/#s3cret", "s3cret", "http://server/***"),
+        ("http://server/?q=a@s3cret", "a@s3cret", "http://***@***"),
+        ("sqlite:////tmp/mlflow.db?key=s3cret", "s3cret", "sqlite:////tmp/mlflow.db***"),
         ("sqlite:////tmp/a@b/mlflow.db", None, "sqlite:////tmp/a@b/mlflow.db"),
         ("http://server:5000", None, "http://server:5000"),
         ("databricks://profile", None, "databricks://profile"),
@@ -321,3 +329,16 @@ def test_settings_may_hold_lists_and_nothing(tmp_path: Path, make_run: MakeRun) 
     params = read_folder(folder).params
     assert json.loads(params["grid.bits"]) == [2, 3]
     assert params["grid.limit"] == "null"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://user:s3cret@server:5000/mlflow/?token=s3cret", "http://server:5000/mlflow"),
+        ("HTTPS://user:s3cret@server", "https://server"),
+        ("http://server#s3cret", "http://server"),
+        ("postgresql://user:s3cret@server/db", "http://127.0.0.1:5000"),
+    ],
+)
+def test_the_address_for_a_browser_holds_no_secret(uri: str, shown: str) -> None:
+    assert ui_address(uri) == shown

@@ -219,14 +219,11 @@ def _unknown_group(word: str) -> str | None:
 
 def main(argv: list[str]) -> None:
     """Command line."""
-    if argv in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         return
     if argv == ["--check"]:
         print(json.dumps(check(json.load(sys.stdin))))
-        return
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
         return
     study = compose(argv)
     print(f"{PARAMS}: study {study.study}, experiment {study.experiment().name}")

@@ -6,11 +6,12 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ofq_core.output import any_output
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 INTERRUPTED = 130  # as shells report a command that Ctrl-C ended
 

@@ -86,7 +86,7 @@ def private_folder(path: Path) -> None:
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _only_mine(path.stat()):
-        raise PermissionError(f"{path} is another user's, or others may write into it")
+        raise PermissionError(f"{path} is another user's, or others may write into it (chmod go-w)")
 
 
 def is_private_file(path: Path) -> bool:

@@ -46,6 +46,7 @@ def check_runs(study: StudySettings, runs: Iterable[RunSettings], world: World) 
         ModelError: there is no such model, or it cannot be quantized.
     """
     manifest = read_manifest(data_folder(study), needed=("classes", "splits"))
+    # With its weights: timm builds no model on the meta device.
     model = build_model(study.model, 0)
     check_fits(model, study.model, manifest["classes"], _shape(study, manifest))
     for run in runs:

@@ -143,7 +143,8 @@ def _differences(
     return [
         f"{where}{key} was {shown(before, key)}, is {shown(now, key)}"
         for key in sorted({*before, *now})
-        if key not in before or key not in now or before[key] != now[key]
+        # By what it looks like: true is not 1, nor is 1.0.
+        if key not in before or key not in now or repr(before[key]) != repr(now[key])
     ]
 
 

@@ -53,6 +53,12 @@ READ = {
         lambda: edit("params.yaml", "\nseed: 0\n", "\nseed: [\n"),
         "not all of it can be read any more (params.yaml: no valid YAML: line ",
     ),
+    "a setting of another type": (
+        "qat",
+        (),
+        lambda: edit("params.yaml", "\nseed: 0\n", "\nseed: 0.0\n"),
+        "params.yaml: seed was 0, is 0.0",
+    ),
     "any setting": (
         "check",
         (),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
-from ofq_core.data.origin import Catalogue, ImageOrigin, Unreadable
+from ofq_core.data.origin import Catalogue, ImageOrigin
 from ofq_core.data.rows import Rows
 from ofq_core.data.samples import Images
 from ofq_core.errors import DataError
@@ -52,21 +51,12 @@ def _partner(images: list[Images], train: Rows, test: Rows, index: int) -> int |
     candidates = np.flatnonzero(like).tolist()
     if not candidates:
         return None
-    image = _read(images[1], index)
-    if image is None:
-        return None
+    image = images[1].read(index)
     name = test.name(index).rpartition("/")[2]
     # What is called the same comes first, in case all images have one size.
     candidates.sort(key=lambda i: train.name(i).rpartition("/")[2] != name)
     for candidate in candidates[:PARTNERS]:
-        if _read(images[0], candidate) == image:
+        other = images[0].read(candidate)
+        if image is not None and image == other:
             return candidate
     return None
-
-
-def _read(images: Images, index: int) -> Image.Image | None:
-    """An image, or None: how many may be unreadable is not asked here."""
-    try:
-        return images.read(index)
-    except Unreadable:
-        return None

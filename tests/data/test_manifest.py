@@ -220,14 +220,6 @@ def test_some_equal_images_are_no_reason(pets, image_settings, folder):
     assert manifest["splits"]["test"]["images"] == 15
 
 
-def test_damaged_images_are_like_no_other(pets, image_settings, folder):
-    """Of one size and with good headers, as what a full disk cut off."""
-    for path in pets.rglob("*.*"):
-        path.write_bytes((pets / "train/ant/ant_1.png").read_bytes()[:600])
-    manifest = prepare_data(image_settings(), folder)
-    assert manifest["unreadable"] == []
-
-
 # Opening
 
 

@@ -262,6 +262,12 @@ def test_manifest_of_other_settings(change, prepared, image_settings, folder):
     assert f"data.{key} = {change[key]!r}, but {folder}/manifest.json was prepared with" in message
 
 
+def test_manifest_with_damaged_settings(prepared, image_settings, folder):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "settings": []}))
+    assert "was prepared with None" in refused(image_settings(), folder)
+
+
 def test_transforms_may_change_without_preparing_again(prepared, image_settings, folder):
     assert open_data(image_settings(size=8, hflip=0.0), folder).shape == (3, 8, 8)
 

@@ -12,7 +12,7 @@ from ofq_core.checkpoints.io import SETTINGS, WEIGHTS, fill_weights, load_weight
 from ofq_core.checkpoints.released_load import ReleasedModel, load_released
 from ofq_core.checkpoints.size import check_size
 from ofq_core.data.class_names import stored_class_names
-from ofq_core.errors import CheckpointError
+from ofq_core.errors import CheckpointError, SettingsError
 from ofq_core.explain import validated
 from ofq_core.files import sha256_file
 from ofq_core.models import QuantPlan, build_model, convert, load_pretrained, pad_before_shift
@@ -126,6 +126,15 @@ def open_reference(where: str, subject: Subject) -> Subject:
     model = build_model(subject.settings, seed=0)
     says = load_weights(model, path, "reference").says()
     return Subject(model, f"{where} ({says})" if says else where, path, subject.settings, None)
+
+
+def data_of_run(weights: Path) -> DataSettings | None:
+    """The data of the run that weights are from; None where nothing says them."""
+    try:
+        return _settings(weights.parent / SETTINGS).data if _in_run(weights) else None
+    except SettingsError:
+        # Of an earlier version, or of another program.
+        return None
 
 
 def _in_run(path: Path) -> bool:

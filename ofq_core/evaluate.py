@@ -21,9 +21,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ofq_core.checkpoints.subject import Subject, open_reference, open_subject
-from ofq_core.data import Data, check_class_names, open_data, read_manifest
+from ofq_core.data import Data, check_alike, check_class_names, open_data, read_manifest
 from ofq_core.data.class_names import composed
-from ofq_core.data.digits import DECISIVE
 from ofq_core.data.folder import FolderOrigin
 from ofq_core.data.images import ImageData
 from ofq_core.data.manifest import PreparedImages, not_images
@@ -40,8 +39,6 @@ from ofq_core.settings import DataSettings, DigitsSettings, ImageSettings
 Shape = tuple[int, int, int]
 # The mean and deviation that are known without settings are those of colour images.
 COLOURS = 3
-# What is done to images that are evaluated.
-IMAGE_KEYS = ("mean", "std", "crop_pct", "eval_interpolation")
 # How many names a message gives.
 SHOWN = 5
 INTERRUPTED = 130  # as shells report a command that Ctrl-C ended
@@ -131,7 +128,8 @@ def run(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
     reference = None
     if arguments.reference is not None:
         reference = open_reference(arguments.reference, subject)
-        _check_like(reference, subject, data)
+        used = data.settings if isinstance(data, ImageData) else subject.data
+        check_alike(f"reference {reference.source}", reference.data, used)
         _check_fits(reference, data, arguments.data or arguments.images)
     content: dict[str, Any] = {
         "checkpoint": subject.as_dict(),
@@ -203,19 +201,6 @@ def _check_fits(subject: Subject, data: Data, place: Path) -> None:
             f"note: the order of the classes was not checked: {silent} does not say their names",
             file=sys.stderr,
         )
-
-
-def _check_like(reference: Subject, subject: Subject, data: Data) -> None:
-    """Check that a reference's own run had these images, prepared as they are for the subject."""
-    used = data.settings if isinstance(data, ImageData) else subject.data
-    keys = IMAGE_KEYS if isinstance(data, ImageData) else DECISIVE
-    for key in keys:
-        ours, theirs = getattr(used, key, None), getattr(reference.data, key, None)
-        if reference.data is not None and used is not None and ours != theirs:
-            raise DataError(
-                f"reference {reference.source} is of a run with data.{key} = {theirs}, and here it "
-                f"is {ours}: the two do not compare"
-            )
 
 
 def _line(result: Evaluation, split: str) -> str:

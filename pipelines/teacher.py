@@ -66,7 +66,8 @@ def adopt(study: StudySettings) -> None:
     import torch
 
     from ofq_core import checkpoints
-    from ofq_core.data import check_class_names, open_data, stored_class_names
+    from ofq_core.checkpoints.subject import data_of_run
+    from ofq_core.data import check_alike, check_class_names, open_data, stored_class_names
     from ofq_core.data.environment import user_file
     from ofq_core.distributed import join_world
     from ofq_core.evaluation import evaluate
@@ -89,7 +90,9 @@ def adopt(study: StudySettings) -> None:
         source = teacher.checkpoint or teacher.pretrained
         names = None
         if teacher.checkpoint is not None:
-            names = stored_class_names(user_file(Path(teacher.checkpoint)))
+            weights = user_file(Path(teacher.checkpoint))
+            names = stored_class_names(weights)
+            check_alike(f"teacher.checkpoint = {source!r}", data_of_run(weights), study.data)
         checked = check_class_names(str(source), names, data.class_names, str(data_folder(study)))
         if world.main and not checked:
             print(

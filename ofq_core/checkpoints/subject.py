@@ -12,11 +12,17 @@ from ofq_core.checkpoints.io import SETTINGS, WEIGHTS, fill_weights, load_weight
 from ofq_core.checkpoints.released_load import ReleasedModel, load_released
 from ofq_core.checkpoints.size import check_size
 from ofq_core.data.class_names import stored_class_names
-from ofq_core.errors import CheckpointError
+from ofq_core.errors import CheckpointError, SettingsError
 from ofq_core.explain import validated
 from ofq_core.files import sha256_file
 from ofq_core.models import QuantPlan, build_model, convert, load_pretrained, pad_before_shift
-from ofq_core.settings import DataSettings, ModelSettings, QuantSettings, RunSettings
+from ofq_core.settings import (
+    DataSettings,
+    GivenTeacherSettings,
+    ModelSettings,
+    QuantSettings,
+    RunSettings,
+)
 from ofq_core.yaml_files import read_yaml
 
 PRETRAINED = ("timm", "torchvision")
@@ -122,6 +128,15 @@ def open_reference(where: str, subject: Subject) -> Subject:
     return Subject(model, f"{where} ({says})" if says else where, path, subject.settings, None)
 
 
+def data_of_run(weights: Path) -> DataSettings | None:
+    """The data of the run that weights are from; None where nothing says them."""
+    try:
+        return _settings(weights.parent / SETTINGS).data if _in_run(weights) else None
+    except SettingsError:
+        # Of an earlier version, or of another program.
+        return None
+
+
 def _in_run(path: Path) -> bool:
     return path.name in WEIGHTS and (path.parent / SETTINGS).is_file()
 
@@ -130,9 +145,9 @@ def _of_run(weights: Path) -> Subject:
     settings = _settings(weights.parent / SETTINGS)
     found = open_weights(weights)
     check_size(settings.model, found.state, f"{weights.parent / SETTINGS}")
-    model = build_model(settings.model, settings.seed)
-    quant = None if _full_precision(settings.quant) else settings.quant
-    if quant is not None:
+    model, quant = build_model(settings.model, seed=0), None
+    if isinstance(settings, RunSettings) and not _full_precision(settings.quant):
+        quant = settings.quant
         convert(model, QuantPlan.from_settings(quant, settings.fidelity))
     fill_weights(model, found, weights.stem)
     names = stored_class_names(weights)
@@ -143,5 +158,8 @@ def _full_precision(quant: QuantSettings) -> bool:
     return quant.wbits == quant.abits == quant.edge_bits == 32 and not quant.qkr
 
 
-def _settings(path: Path) -> RunSettings:
-    return validated(RunSettings, read_yaml(path), str(path))
+def _settings(path: Path) -> RunSettings | GivenTeacherSettings:
+    content = read_yaml(path)
+    if isinstance(content, dict) and "teacher" in content:
+        return validated(GivenTeacherSettings, content, str(path))
+    return validated(RunSettings, content, str(path))

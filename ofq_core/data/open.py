@@ -9,9 +9,13 @@ from ofq_core.data.arrays import ArrayData
 from ofq_core.data.digits import DECISIVE, prepare_digits
 from ofq_core.data.source import Data
 from ofq_core.data.splits import check_prepared, load_prepared, read_manifest
+from ofq_core.errors import DataError
 from ofq_core.settings import DataSettings, DigitsSettings
 
 # What reads images is imported where it is needed: with it comes timm, which takes seconds.
+
+# What is done to images that are evaluated.
+SEEN = ("mean", "std", "crop_pct", "eval_interpolation")
 
 
 def prepare_data(settings: DataSettings, folder: Path) -> dict[str, Any]:
@@ -28,6 +32,27 @@ def prepare_data(settings: DataSettings, folder: Path) -> dict[str, Any]:
     from ofq_core.data.manifest import prepare_images
 
     return prepare_images(settings, folder)
+
+
+def check_alike(source: str, own: DataSettings | None, used: DataSettings | None) -> None:
+    """Check that a model's own run had images like those that it is given now.
+
+    Args:
+        source: what the message calls the model. own: of its run. None: not known.
+
+    Raises:
+        DataError: images are prepared in another way, or digits split, so that test images of the
+            one are training images of the other.
+    """
+    if type(own) is not type(used):
+        return
+    for key in DECISIVE if isinstance(used, DigitsSettings) else SEEN if used else ():
+        ours, theirs = getattr(used, key), getattr(own, key)
+        if ours != theirs:
+            raise DataError(
+                f"{source} is of a run with data.{key} = {theirs}, and here it is {ours}: the two "
+                "do not compare"
+            )
 
 
 def open_data(settings: DataSettings, folder: Path) -> Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ def check_prepared(manifest: dict[str, Any], wanted: dict[str, Any], folder: Pat
     Raises:
         DataError: naming the first setting that differs.
     """
+    settings = manifest["settings"]
     for key, value in wanted.items():
-        found = manifest["settings"].get(key)
+        found = settings.get(key) if isinstance(settings, dict) else None
         if found != value:
             raise DataError(
                 f"data.{key} = {value!r}, but {folder / MANIFEST} was prepared with {found!r}; run "
@@ -92,6 +94,12 @@ def load_prepared(folder: Path) -> PreparedData:
         DataError: missing, damaged, or the arrays are not the ones in the manifest.
     """
     manifest = read_manifest(folder)
+    mean, std = manifest["mean"], manifest["std"]
+    numbers = all(isinstance(n, float) and math.isfinite(n) for n in (mean, std))
+    if not numbers or std <= 0:
+        raise DataError(
+            f"{folder / MANIFEST} is damaged (mean {mean}, std {std}); run `dvc repro -f prepare`"
+        )
     path = folder / ARRAYS
     if not path.is_file():
         raise DataError(f"{path} is missing; run `dvc repro -f prepare`")
@@ -108,8 +116,8 @@ def load_prepared(folder: Path) -> PreparedData:
         raise DataError(f"{path} is damaged ({error}); run `dvc repro -f prepare`") from error
     return PreparedData(
         **splits,
-        mean=manifest["mean"],
-        std=manifest["std"],
+        mean=mean,
+        std=std,
         classes=manifest["classes"],
         manifest_sha256=sha256_file(folder / MANIFEST),
     )

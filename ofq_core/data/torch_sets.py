@@ -12,7 +12,7 @@ from PIL import Image
 
 from ofq_core.data.environment import DATA_DIR
 from ofq_core.data.folder import FolderOrigin
-from ofq_core.data.origin import Catalogue, ImageOrigin, numbered_classes
+from ofq_core.data.origin import Catalogue, ImageOrigin, numbered_classes, why
 from ofq_core.data.rows import Rows
 from ofq_core.errors import DataError
 from ofq_core.files import write_atomic
@@ -59,6 +59,11 @@ class TorchOrigin(ImageOrigin):
         for split, data in self._sets.items():
             pixels = np.ascontiguousarray(data.data)
             labels = np.asarray(data.targets, dtype=np.int64)
+            if len(pixels) != len(labels):
+                raise DataError(
+                    f"{self.settings.source}, split {split!r}: {len(pixels)} images and "
+                    f"{len(labels)} labels in {self.root}: its files do not belong together"
+                )
             digest.update(pixels.tobytes())
             digest.update(labels.tobytes())
             size = pixels[0].nbytes
@@ -75,7 +80,13 @@ class TorchOrigin(ImageOrigin):
         return image  # type: ignore[no-any-return]
 
     def check_apart(self) -> None:
-        """See `ImageOrigin.check_apart`: the names that are allowed are of different files."""
+        """See `ImageOrigin.check_apart`: the names are of different files, of whatever content."""
+        train, test = (np.asarray(data.data) for data in self._sets.values())
+        if np.array_equal(train, test):
+            raise DataError(
+                f"{self.root}: the files of {self.settings.test_split!r} are copies of those of "
+                f"{self.settings.train_split!r}: expected test images that are not trained on"
+            )
 
     def _load(self, fresh: bool) -> None:
         if self.kind == "fashion_mnist":
@@ -86,7 +97,7 @@ class TorchOrigin(ImageOrigin):
                 self._sets[split] = create_dataset(
                     self.settings.source, root=str(self.root), split=split, download=download
                 )
-            except (OSError, RuntimeError) as error:
+            except Exception as error:  # whatever torchvision raises for a damaged file
                 raise DataError(_missing(self.settings, self.root, error)) from error
 
 
@@ -126,7 +137,7 @@ def _missing(settings: ImageSettings, root: Path, error: Exception) -> str:
         else ""
     )
     return (
-        f"{settings.source} cannot be read from {root} ({error}). Set data.download=true on a "
+        f"{settings.source} cannot be read from {root} ({why(error)}). Set data.download=true on a "
         f"machine with a network{debian}, or put torchvision's files there (environment variable "
         f"{DATA_DIR} names the folder above {root.name})"
     )

@@ -9,6 +9,7 @@ from ofq_core.settings.model import ModelSettings
 from ofq_core.settings.quant import CommonQuantSettings, MethodSettings, QuantSettings
 from ofq_core.settings.recipe import DistillSettings, RecipeChoice, RecipeSettings
 from ofq_core.settings.study import (
+    GivenTeacherSettings,
     GridSettings,
     RunSettings,
     StudySettings,
@@ -23,6 +24,7 @@ __all__ = [
     "DigitsSettings",
     "DistillSettings",
     "FidelitySettings",
+    "GivenTeacherSettings",
     "GridSettings",
     "ImageSettings",
     "MethodSettings",

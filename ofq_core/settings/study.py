@@ -313,6 +313,15 @@ class RunSettings(Model):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class GivenTeacherSettings(Model):
+    """What settings.yaml says of a teacher whose weights were given, not trained."""
+
+    study: Name
+    model: ModelSettings
+    data: DataSettings
+    teacher: TeacherSettings
+
+
 def unknown_key(key: str) -> str:
     """Why a dotted key cannot be dialled: it is no setting, or conf/ has no entry for it."""
     location = key.split(".")

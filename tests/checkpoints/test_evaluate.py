@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image, ImageOps
 
 from ofq_core import checkpoints
@@ -16,7 +17,7 @@ from ofq_core.data import load_prepared, prepare_data
 from ofq_core.errors import CheckpointError, DataError
 from ofq_core.evaluation import wilson_interval
 from ofq_core.models import build_model, unlike_released
-from ofq_core.settings import ImageSettings, ModelSettings
+from ofq_core.settings import ImageSettings, ModelSettings, TeacherSettings
 
 FULL = {"weight": "statsq", "wbits": 32, "abits": 32, "edge_bits": 32, "qkr": False, "cga": False}
 PER_CLASS = 4
@@ -97,6 +98,22 @@ def test_reference(run_folder, digits, capsys, run):
         ours, theirs = content["result"]["top1"], content["reference"]["result"]["top1"]
         last = capsys.readouterr().out.splitlines()[-1]
         assert last == f"difference: {ours - theirs:+.2f} points of top-1"
+
+
+def test_given_teacher(run_folder, digits, run):
+    """The teacher's stage took its weights from elsewhere: it was no run of this study."""
+    folder, _ = run_folder()
+    teacher, full = run_folder(FULL, "teacher", "teacher.pt", seed=2)
+    path = teacher / "settings.yaml"
+    settings = yaml.safe_load(path.read_text())
+    kept = {key: settings[key] for key in ("study", "model", "data")}
+    given = TeacherSettings(seed=2, recipe=None, checkpoint="x.pt").model_dump()
+    path.write_text(yaml.safe_dump({**kept, "teacher": given}))
+    expected = sum(expected_digits(full, digits)[0])
+    assert run(teacher, "--data", digits)["result"]["n_correct"] == expected
+    content = run(folder, "--data", digits, "--reference", teacher)
+    assert content["reference"]["result"]["n_correct"] == expected
+    assert content["reference"]["quant"] is None
 
 
 @pytest.mark.parametrize(("source", "pads_first"), [("torchvision", True), ("timm", False)])

@@ -65,6 +65,15 @@ def test_manifest_without_a_key(key, copy):
     assert f"manifest.json is damaged (no {key})" in refused(copy)
 
 
+@pytest.mark.parametrize(
+    "change", [{"std": 0.0}, {"std": float("nan")}, {"mean": float("inf")}, {"mean": "0.3"}]
+)
+def test_manifest_with_numbers_that_cannot_be(change, copy):
+    path = copy / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert "manifest.json is damaged (mean " in refused(copy)
+
+
 def test_missing_arrays(copy):
     (copy / "arrays.npz").unlink()
     assert "arrays.npz is missing" in refused(copy)

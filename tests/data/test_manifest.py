@@ -224,14 +224,6 @@ def test_some_equal_images_are_no_reason(pets, image_settings, folder):
     assert manifest["splits"]["test"]["images"] == 15
 
 
-def test_damaged_images_are_like_no_other(pets, image_settings, folder):
-    """Of one size and with good headers, as what a full disk cut off."""
-    for path in pets.rglob("*.*"):
-        path.write_bytes((pets / "train/ant/ant_1.png").read_bytes()[:600])
-    manifest = prepare_data(image_settings(), folder)
-    assert manifest["unreadable"] == []
-
-
 # Opening
 
 
@@ -272,6 +264,12 @@ def test_manifest_of_other_settings(change, prepared, image_settings, folder):
     key = next(iter(change))
     message = refused(image_settings(**change), folder)
     assert f"data.{key} = {change[key]!r}, but {folder}/manifest.json was prepared with" in message
+
+
+def test_manifest_with_damaged_settings(prepared, image_settings, folder):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "settings": []}))
+    assert "was prepared with None" in refused(image_settings(), folder)
 
 
 def test_transforms_may_change_without_preparing_again(prepared, image_settings, folder):

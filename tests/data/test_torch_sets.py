@@ -77,7 +77,7 @@ def tiny(tmp_path, monkeypatch):
     raw = tmp_path / "sets/fashion_mnist/FashionMNIST/raw"
     raw.mkdir(parents=True)
     for split in ("train", "t10k"):
-        images = np.random.RandomState(0).randint(0, 256, (20, 28, 28), dtype=np.uint8)
+        images = np.random.RandomState(len(split)).randint(0, 256, (20, 28, 28), dtype=np.uint8)
         (raw / f"{split}-images-idx3-ubyte").write_bytes(idx(images))
         labels = np.repeat(np.arange(10, dtype=np.uint8), 2)
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(labels))
@@ -103,6 +103,34 @@ def test_changed_pixels_are_noticed(tiny, tmp_path):
 def test_class_without_images(tiny, tmp_path):
     (tiny / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(20, dtype=np.uint8)))
     with pytest.raises(DataError, match=r"data\.train_split has no images of class 'Trouser'"):
+        prepare_data(fashion(val_share=0.0), tmp_path / "data")
+
+
+LABELS = np.repeat(np.arange(10, dtype=np.uint8), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("images-idx3", b"", "cannot be read from .*invalid literal"),
+        ("images-idx3", b"junk" * 100, "cannot be read from .*AssertionError"),
+        ("images-idx3", idx(np.zeros((0, 28, 28), np.uint8)), "cannot be read from"),
+        ("labels-idx1", idx(np.zeros((2, 2, 2), np.uint8)), "cannot be read from"),
+        ("labels-idx1", idx(LABELS[:10]), "20 images and 10 labels in .*do not belong together"),
+        ("labels-idx1", idx(LABELS.repeat(2)), "20 images and 40 labels in"),
+    ],
+)
+def test_damaged_files(name, content, message, tiny, tmp_path):
+    (tiny / f"train-{name}-ubyte").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        prepare_data(fashion(val_share=0.0), tmp_path / "data")
+
+
+def test_test_files_that_are_copies(tiny, tmp_path):
+    for kind in ("images-idx3", "labels-idx1"):
+        (tiny / f"train-{kind}-ubyte").replace(tiny / f"t10k-{kind}-ubyte")
+        (tiny / f"train-{kind}-ubyte").write_bytes((tiny / f"t10k-{kind}-ubyte").read_bytes())
+    with pytest.raises(DataError, match="the files of 'test' are copies of those of 'train'"):
         prepare_data(fashion(val_share=0.0), tmp_path / "data")
 
 

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from ofq_core import checkpoints
 from ofq_core.distributed import World
@@ -393,6 +394,22 @@ def test_given_teacher_of_other_classes(workspace, set_params, refused, command)
     assert done.code == 0, done.err
     note = "the order of the classes was not checked: given/teacher.pt does not say their names"
     assert note in done.out
+
+
+def test_given_teacher_of_another_split(workspace, set_params, refused):
+    """It was trained on some of the test images."""
+    shutil.copytree(workspace / "results/teacher", workspace / "given")
+    path = workspace / "given/settings.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["data"]["split_seed"] = 7
+    path.write_text(yaml.safe_dump(settings))
+    # It knows the hash of the settings.
+    (workspace / "given/env.json").unlink()
+    set_params(workspace, teacher__checkpoint="given/teacher.pt")
+    assert (
+        "teacher.checkpoint = 'given/teacher.pt' is of a run with data.split_seed = 7, and here it "
+        "is 0" in refused(workspace, *TEACHER)
+    )
 
 
 # Checkpoints of a run that was cut off

@@ -7,6 +7,7 @@ it anew.
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
@@ -86,4 +87,6 @@ def _ratios(model: nn.Module) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with any_output():
+        about = (__doc__ or "").splitlines()[0]
+        argparse.ArgumentParser("python -m ofq_core.backbone_cost", description=about).parse_args()
         print(json.dumps(backbone_costs(), indent=2))

@@ -13,6 +13,7 @@ processor rounds a sum the other way, and the path is another one from there on.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -163,6 +164,8 @@ def _thresholds(make: Callable[[Tensor, int], WeightQuantizer]) -> list[float]:
 
 def main() -> None:
     """Print the document; one thread, since a tensor of 195 numbers gains nothing from more."""
+    about = (__doc__ or "").splitlines()[0]
+    argparse.ArgumentParser("python -m ofq_core.toy", description=about).parse_args()
     torch.set_num_threads(1)
     print(json.dumps(toy_document()))
 

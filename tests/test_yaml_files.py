@@ -46,7 +46,7 @@ def test_a_value_is_what_dvc_reads(value):
     [
         ("a: &x {b: 1}\nc: {<<: *x, b: 2, d: 3}\n", {"a": {"b": 1}, "c": {"b": 2, "d": 3}}),
         ("\ufeffa: 1\r\nb: 2\r\n", {"a": 1, "b": 2}),
-        ("%YAML 1.1\n---\na: yes\nb: 010\n", {"a": True, "b": 8}),
+        ("%YAML 1.2\n---\na: yes\nb: 010\n", {"a": "yes", "b": 10}),
         ("---\na: !!str 010\n...\n", {"a": "010"}),
         ("2: a\n'3': b\n", {2: "a", "3": "b"}),
         ("a: |\n  one\n  two\n", {"a": "one\ntwo\n"}),
@@ -93,6 +93,9 @@ BAD = [
     ("a: !!binary aGk=\n", "line 1: 'aGk=' has the tag 'binary'"),
     ("a: !!set {x}\n", "line 1: the tag 'set' is unknown"),
     ("a: !!int x\n", "line 1: 'x' is no number"),
+    ("a: !!int ''\n", "line 1: '' is no number"),
+    ("a: !!float ''\n", "line 1: '' is no number"),
+    ("a: !!bool maybe\n", "line 1: 'maybe' is neither true nor false"),
     ("a: 0x_\n", "line 1: '0x_' is no number"),
     ("a: 1\nb: -_\n", "line 2: '-_' is no number"),
     (f"a: {'9' * 5000}\n", "9' has too many digits"),
@@ -104,8 +107,9 @@ BAD = [
     ("a: &x [*x]\n", "line 1: a value that contains itself"),
     ("a: *x\n", "line 1: found undefined alias 'x'"),
     ("a: [" + "[" * 60 + "]" * 61, "line 1: nested more than 50 levels deep"),
-    ("[" * 50_000, "nested too deeply"),
-    ("{a: " * 20_000, "nested too deeply"),
+    ("[" * 90_000, "line 1: nested more than 50 levels deep"),
+    ("{a: " * 20_000, "line 1: nested more than 50 levels deep"),
+    ("? " * 40_000, "line 1: nested more than 50 levels deep"),
     (CHAIN, "levels deep"),
     (BOMB, "more than 20000 values, with those that aliases repeat"),
     # no YAML
@@ -115,6 +119,7 @@ BAD = [
     ("a: \x07\n", "the character U+0007 may not stand in it"),
     ("a: \0\n", "the character U+0000 may not stand in it"),
     ("%YAML 1.3\n---\na: 1\n", "version minor part"),
+    ("%YAML 1.1\n---\na: 12e8\n", "line 3: YAML 1.1 is asked for above: expected 1.2"),
     ("a: @x\n", "line 1: found character '@'"),
 ]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import nn
 
-from ofq_core.errors import ModelError
+from ofq_core.errors import ModelError, shortened
 from ofq_core.explain import did_you_mean
 from ofq_core.models.torchvision_compat import import_torchvision
 from ofq_core.settings import ModelSettings
@@ -27,21 +28,47 @@ def build_model(settings: ModelSettings, seed: int) -> nn.Module:
 
     Raises:
         ModelError: timm does not know the name, the model is neither a vision transformer nor a
-            Swin transformer, or it does not take these sizes.
+            Swin transformer, it does not take these sizes, or they are too large for this machine.
     """
     timm = import_timm()
     if not timm.is_model(settings.name):
         hint = did_you_mean(settings.name, timm.list_models())
-        raise ModelError(f"model.name = {settings.name!r}: timm has no such model{hint}")
+        raise ModelError(f"model.name = {shortened(settings.name)}: timm has no such model{hint}")
     try:
         timm.models.get_pretrained_cfg(settings.name)
     except RuntimeError as error:  # a tag after the name that timm does not know
         raise ModelError(
-            f"model.name = {settings.name!r}: timm has no such model ({error})"
+            f"model.name = {shortened(settings.name)}: timm has no such model ({error})"
         ) from error
     with torch.random.fork_rng(devices=[]):
+        if torch.get_default_device().type != "meta":
+            _check_memory(timm, settings)
         torch.manual_seed(seed)
         return create(timm, settings, pretrained=False)
+
+
+def _check_memory(timm: Any, settings: ModelSettings) -> None:
+    """Refuse a model that is larger than the memory, before room is made for it."""
+    try:
+        with torch.device("meta"):
+            model = create(timm, settings, pretrained=False)
+    except RuntimeError as error:
+        raise ModelError(_impossible(settings)) from error
+    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ModelError(
+            f"model.name = {shortened(settings.name)} with {_sizes(settings)} and num_classes = "
+            f"{settings.num_classes} takes {needed / 2**30:,.0f} GiB, and this machine has "
+            f"{memory / 2**30:,.0f} GiB of memory: expected smaller sizes"
+        )
+
+
+def _impossible(settings: ModelSettings) -> str:
+    return (
+        f"model.name = {shortened(settings.name)} cannot be built with "
+        f"{_sizes(settings)}: no tensor can be so large"
+    )
 
 
 def import_timm() -> Any:
@@ -68,9 +95,11 @@ def create(timm: Any, settings: ModelSettings, pretrained: bool) -> nn.Module:
             **sizes,
         )
     except (TypeError, AssertionError, ValueError) as error:
+        if "failed to unpack" in str(error):
+            raise ModelError(_impossible(settings)) from error
         raise ModelError(
-            f"model.name = {settings.name!r} cannot be built with {sizes}: {error}. Expected a "
-            f"vision transformer or Swin transformer that takes these sizes, {_EXAMPLES}"
+            f"model.name = {shortened(settings.name)} cannot be built with {sizes}: {error}. "
+            f"Expected a vision transformer or Swin transformer that takes these sizes, {_EXAMPLES}"
         ) from error
     _check_kind(model, settings.name)
     _check_patches(model, settings.name)

@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from ofq_core.errors import shortened
 from ofq_core.explain import Model
 from ofq_core.settings.types import (
     Channels,
@@ -67,6 +68,7 @@ Interpolation = Literal["random", "bilinear", "bicubic"]
 Number = Annotated[float, Field(strict=True)]
 Triple = Annotated[tuple[Number, ...], Field(min_length=1, max_length=3)]
 Range = tuple[Positive, Positive]
+Part = Annotated[float, Field(gt=0, le=1, strict=True)]
 
 # What timm reads in a policy. It passes over everything else in silence.
 _NUMBER = r"\d+(\.\d+)?"
@@ -106,7 +108,7 @@ class ImageSettings(Model):
     channels: Channels = 3
     mean: Triple = (0.485, 0.456, 0.406)
     std: Triple = (0.229, 0.224, 0.225)
-    crop_scale: Range | None = (0.08, 1.0)
+    crop_scale: tuple[Part, Part] | None = (0.08, 1.0)
     crop_ratio: Range = (3.0 / 4.0, 4.0 / 3.0)
     pad: CountOrZero = 0
     interpolation: Interpolation = "random"
@@ -116,7 +118,7 @@ class ImageSettings(Model):
     erase_prob: Probability = 0.0
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"
     erase_count: SmallCount = 1
-    crop_pct: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.9
+    crop_pct: Part = 0.9
     eval_interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     max_unreadable: Share = 0.001
 
@@ -155,8 +157,8 @@ class ImageSettings(Model):
         train, test = (os.path.normpath(split) for split in (self.train_split, self.test_split))
         if train == test:
             raise ValueError(
-                f"test_split = {self.test_split!r} is train_split = {self.train_split!r}: expected "
-                "test images that are not trained on"
+                f"test_split = {shortened(self.test_split)} is train_split = "
+                f"{shortened(self.train_split)}: expected test images that are not trained on"
             )
         return self
 

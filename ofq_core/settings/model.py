@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from ofq_core.explain import Model
-from ofq_core.settings.types import Positive, SmallCount, Text
+from ofq_core.settings.types import Depth, Positive, SmallCount, Text
 
 PerStage = Annotated[tuple[SmallCount, ...], Field(min_length=1)]
 
@@ -25,9 +25,9 @@ class ModelSettings(Model):
     patch_size: SmallCount | None = None
     in_chans: SmallCount | None = None
     embed_dim: SmallCount | None = None
-    depth: SmallCount | None = None
+    depth: Depth | None = None
     num_heads: SmallCount | None = None
-    depths: PerStage | None = None
+    depths: Annotated[tuple[Depth, ...], Field(min_length=1)] | None = None
     heads_per_stage: PerStage | None = None
     window_size: SmallCount | None = None
     mlp_ratio: Positive | None = None
@@ -40,7 +40,7 @@ class ModelSettings(Model):
                 raise ValueError(f"{whole} = {a} must be a multiple of {part} = {b}")
         # The narrowest that timm has, where the width is its own.
         width = self.embed_dim or (96 if self.name.startswith("swin_") else 192)
-        if self.mlp_ratio is not None and int(width * self.mlp_ratio) < 1:
+        if self.mlp_ratio is not None and width * self.mlp_ratio < 1:
             raise ValueError(
                 f"mlp_ratio = {self.mlp_ratio:g} of embed_dim = {width} makes an MLP of width "
                 f"zero: expected at least {1 / width:g}"

@@ -37,8 +37,8 @@ class TeacherSettings(Model):
     def _one_source(self) -> TeacherSettings:
         if self.checkpoint is not None and self.pretrained is not None:
             raise ValueError(
-                f"checkpoint = {self.checkpoint!r} and pretrained = {self.pretrained!r} name two "
-                "teachers: set one of them to null"
+                f"checkpoint = {shortened(self.checkpoint)} and pretrained = {self.pretrained!r} "
+                "name two teachers: set one of them to null"
             )
         if self.recipe is None and self.checkpoint is None and self.pretrained is None:
             raise ValueError("expected a recipe, a checkpoint or pretrained weights: all are null")
@@ -166,7 +166,7 @@ class StudySettings(Model):
         if self.teacher.pretrained == "torchvision" and not self.model.name.startswith("swin_"):
             raise ValueError(
                 f"teacher.pretrained = 'torchvision' is for Swin, but model.name = "
-                f"{self.model.name!r}: expected 'timm'"
+                f"{shortened(self.model.name)}: expected 'timm'"
             )
         return self
 

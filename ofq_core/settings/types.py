@@ -48,6 +48,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Count = Annotated[int, Field(ge=1, le=10**9, strict=True)]
 # For what takes memory or time for each of it.
 SmallCount = Annotated[int, Field(ge=1, le=100_000, strict=True)]
+# Blocks of a model: building them takes seconds for each thousand.
+Depth = Annotated[int, Field(ge=1, le=1000, strict=True)]
 CountOrZero = Annotated[int, Field(ge=0, le=100_000, strict=True)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
 Name = Annotated[Text, AfterValidator(_name)]

@@ -53,6 +53,18 @@ def test_sizes_left_out_are_those_of_timm():
         ("deit_tiny_patch16_224", {"embed_dim": 25, "num_heads": None}, "cannot be built with"),
         # The patch size is timm's own 16: no image token would be left.
         ("deit_tiny_patch16_224", {"patch_size": None}, "must be a multiple of the patch size"),
+        ("x" * 3000, {}, "x...xxxx"),
+        # Larger than any machine: no room is made for it.
+        (
+            "deit_tiny_patch16_224",
+            {"embed_dim": 99_999, "depth": 200},
+            "GiB of memory: expected smaller sizes",
+        ),
+        ("deit_tiny_patch16_224", {"img_size": 100_000}, "GiB of memory: expected"),
+        ("deit_tiny_patch16_224", {"mlp_ratio": 1e15}, "GiB of memory: expected"),
+        ("deit_tiny_patch16_224", {"mlp_ratio": 1e17}, "no tensor can be so large"),
+        ("deit_tiny_patch16_224", {"mlp_ratio": 1e30}, "no tensor can be so large"),
+        ("deit_tiny_patch16_224", {"mlp_ratio": 1e300}, "no tensor can be so large"),
     ],
 )
 def test_refusals(micro, name, sizes, message):

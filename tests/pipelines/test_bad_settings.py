@@ -283,7 +283,7 @@ BOMB = "a0: &a0 [x]\n" + "".join(
         (b"quant: [", "no valid YAML: line 1: "),
         (b"# caf\xe9\n", "no valid YAML: line 1: not UTF-8 text"),
         (b"seed: 0\nseed: 1\n", "no valid YAML: line 2: the key 'seed' stands here twice"),
-        (b"[" * 50_000, "no valid YAML: nested too deeply"),
+        (b"[" * 50_000, "no valid YAML: line 1: nested more than 50 levels deep"),
         (BOMB.encode(), "no valid YAML: line 6: more than 20000 values"),
         (b"study: 2024-01-01\n", "no valid YAML: line 1: '2024-01-01' is a date"),
         (b"a: 1\n---\nb: 1\n", "no valid YAML: line 2: a second document"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ofq_core.errors import DataError
-from ofq_core.files import sha256_file
+from ofq_core.files import parse_json, sha256_file
 from ofq_core.npz import read_npz
 
 ARRAYS, MANIFEST = "arrays.npz", "manifest.json"
@@ -59,7 +58,7 @@ def read_manifest(folder: Path, needed: tuple[str, ...] = NEEDED) -> dict[str, A
     if not path.is_file():
         raise DataError(f"data directory {folder}: no {MANIFEST} there; run `dvc repro prepare`")
     try:
-        manifest = json.loads(path.read_text())
+        manifest = parse_json(path.read_text())
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); run `dvc repro -f prepare`") from error
     if not isinstance(manifest, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ofq_core.errors import DataError
+from ofq_core.errors import DataError, shortened
 from ofq_core.files import parse_json, sha256_file
 from ofq_core.npz import read_npz
 
@@ -83,13 +84,14 @@ def load_prepared(folder: Path) -> PreparedData:
     if digest != manifest["arrays_sha256"]:
         raise DataError(
             f"{path} has sha256 {digest[:12]}, its manifest says "
-            f"{manifest['arrays_sha256'][:12]}: it was changed; run `dvc repro -f prepare`"
+            f"{str(manifest['arrays_sha256'])[:12]}: it was changed; run `dvc repro -f prepare`"
         )
     try:
         arrays = read_npz(path)
         splits = {name: _split(arrays, name, manifest["classes"]) for name in SPLITS}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}); run `dvc repro -f prepare`") from error
+    _check_facts(folder / MANIFEST, manifest, splits["train"])
     return PreparedData(
         **splits,
         mean=manifest["mean"],
@@ -97,6 +99,23 @@ def load_prepared(folder: Path) -> PreparedData:
         classes=manifest["classes"],
         manifest_sha256=sha256_file(folder / MANIFEST),
     )
+
+
+def _check_facts(path: Path, manifest: dict[str, Any], train: Split) -> None:
+    """Raises DataError where the manifest does not say what follows from the training images."""
+    images = train.images.double()
+    facts = {
+        "mean": images.mean().item(),
+        "std": images.std(correction=0).item(),
+        "classes": int(train.labels.max()) + 1,
+    }
+    for key, value in facts.items():
+        said = manifest[key]
+        if type(said) not in (int, float) or not math.isclose(said, value, rel_tol=1e-6):
+            raise DataError(
+                f"{path} is damaged ({key} = {shortened(said)}, and the training images have "
+                f"{value:g}); run `dvc repro -f prepare`"
+            )
 
 
 def _split(arrays: dict[str, NDArray[Any]], name: str, classes: int) -> Split:

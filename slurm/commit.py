@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 SECONDS = 60
+# By which git looks at another repository than the one that a folder is in, as in its hooks.
+ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
 # What runs. Another repository round an unpacked copy of the suite tracks none of it.
 SOURCES = [
     f":(glob){package}/**/*.{kind}"
@@ -29,6 +32,7 @@ def git(folder: Path, *words: str) -> str:
         done = subprocess.run(
             ["git", "--no-optional-locks", *words],
             cwd=folder,
+            env={name: value for name, value in os.environ.items() if name not in ELSEWHERE},
             capture_output=True,
             text=True,
             # File names may be anything.
@@ -58,13 +62,16 @@ def describe_commit(folder: Path) -> dict[str, Any]:
     """
     try:
         commit = git(folder, "rev-parse", "--verify", "HEAD").strip()
-        if not git(folder, "ls-files", "--", *SOURCES):
+        sources = git(folder, "ls-files", "-v", "--", *SOURCES).splitlines()
+        if not sources:
             raise GitError(f"the git repository that {folder} is in does not track the code there")
         # Also what a file of the repository round it says is to be ignored.
         unknown = git(folder, "ls-files", "--others", "--", *SOURCES)
         apart = (":!dvc.lock", ":!params.yaml")
         words = ("status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
-        dirty = bool(unknown or git(folder, *words))
+        # Of which git was told not to look whether they differ.
+        unseen = [line for line in sources if line[0] == "S" or line[0].islower()]
+        dirty = bool(unknown or unseen or git(folder, *words))
     except GitError as error:
         return {"commit": None, "dirty": None, "problem": str(error)}
     return {"commit": commit, "dirty": dirty, "problem": None}

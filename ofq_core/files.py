@@ -11,7 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ofq_core.errors import DataError
+from ofq_core.errors import DataError, shortened
+
+# Far above any result file, far below what Python's own stack holds.
+MAX_DEPTH = 50
+# And so of a whole number; one that no float holds stops whoever calculates with it.
+LARGEST = 10**300
 
 
 def write_atomic(path: Path, content: bytes, previous: Path | None = None) -> None:
@@ -59,6 +64,36 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     write_atomic(path, text.encode())
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value in a JSON text that may be damaged.
+
+    Raises:
+        ValueError: it is none, it is nested too deeply, or a number in it is NaN, infinite, or more
+            than a float can hold.
+    """
+    too_deep = ValueError("nested too deeply")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise too_deep from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [part for items in inside if not _plain(items) for part in items]
+        if not level:
+            break
+    else:
+        raise too_deep
+    wrong = _not_finite(value)
+    if wrong is not None:
+        raise ValueError(wrong)
+    return value
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
@@ -69,6 +104,8 @@ def _not_finite(value: Any, where: str = "") -> str | None:
     """The first number in plain data that is NaN or infinite, as `key.key = value`; None: none."""
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{where} = {value}, expected a finite number"
+    if isinstance(value, int):
+        return None if abs(value) < LARGEST else f"{where} = {shortened(value)}, expected a number"
     items: Any = ()
     if isinstance(value, dict):
         items = value.items()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ofq_core.errors import DataError
 from ofq_core.explain import Model, validated
-from ofq_core.files import write_atomic, write_json
+from ofq_core.files import parse_json, write_atomic, write_json
 from ofq_core.settings import RunSettings
 from ofq_core.yaml_files import read_yaml, to_yaml
 from pipelines.unchanged import check_unchanged
@@ -84,16 +83,12 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: missing, damaged, or with a number that is NaN or infinite.
     """
     try:
-        value = json.loads(path.read_bytes(), parse_constant=_refuse)
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path} cannot be read: expected a JSON object")
     return value
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"it holds {constant}")
 
 
 def publish_folder(source: Path, target: Path) -> None:

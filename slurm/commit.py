@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from slurm.errors import SlurmError
 
 # For what is only to be known.
 SECONDS = 60
+# By which git looks at another repository than the one that a folder is in, as in its hooks.
+ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
 # What runs. Another repository round an unpacked copy of the suite tracks none of it.
 SOURCES = [
     f":(glob){package}/**/*.{kind}"
@@ -28,6 +31,7 @@ def git(folder: Path, *words: str, seconds: float | None = None) -> str:
         done = subprocess.run(
             ["git", "--no-optional-locks", *words],
             cwd=folder,
+            env={name: value for name, value in os.environ.items() if name not in ELSEWHERE},
             capture_output=True,
             text=True,
             # File names may be anything.
@@ -57,7 +61,8 @@ def describe_commit(folder: Path) -> dict[str, Any]:
     """
     try:
         commit = git(folder, "rev-parse", "--verify", "HEAD", seconds=SECONDS).strip()
-        if not git(folder, "ls-files", "--", *SOURCES, seconds=SECONDS):
+        sources = git(folder, "ls-files", "-v", "--", *SOURCES, seconds=SECONDS).splitlines()
+        if not sources:
             raise SlurmError(
                 f"the git repository that {folder} is in does not track the code there"
             )
@@ -65,7 +70,9 @@ def describe_commit(folder: Path) -> dict[str, Any]:
         unknown = git(folder, "ls-files", "--others", "--", *SOURCES, seconds=SECONDS)
         apart = (":!dvc.lock", ":!params.yaml")
         words = ("status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
-        dirty = bool(unknown or git(folder, *words, seconds=SECONDS))
+        # Of which git was told not to look whether they differ.
+        unseen = [line for line in sources if line[0] == "S" or line[0].islower()]
+        dirty = bool(unknown or unseen or git(folder, *words, seconds=SECONDS))
     except SlurmError as error:
         return {"commit": None, "dirty": None, "problem": str(error)}
     return {"commit": commit, "dirty": dirty, "problem": None}

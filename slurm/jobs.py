@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any:
     """The content, or None where there is no readable file."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -1,10 +1,10 @@
 """Read YAML and JSON files whose top level is a mapping, with errors that name the file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ofq_core.errors import SettingsError
+from ofq_core.files import parse_json
 from ofq_core.yaml_files import read_yaml as read_settings_file
 from tables.errors import TableError
 
@@ -33,7 +33,7 @@ def _one_line(error: Exception) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file; TableError names a file that is missing or truncated."""
     try:
-        return _mapping(json.loads(_text(path)), path)
+        return _mapping(parse_json(_text(path)), path)
     except ValueError as error:
         raise TableError(
             f"{path}: not valid JSON, truncated perhaps ({_one_line(error)})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from ofq_core.checkpoints.claims import sealed
 from ofq_core.checkpoints.weights import Weights, foreign_names, read_content, read_weights
 from ofq_core.errors import CheckpointError, some
-from ofq_core.files import sha256_file, write_atomic
+from ofq_core.files import parse_json, sha256_file, write_atomic
 from ofq_core.finite import not_finite_tensor
 
 FORMAT = "ofq-checkpoint-2"
@@ -140,7 +139,7 @@ def record(weights: Path) -> dict[str, str]:
 
 def _check_record(weights: Path) -> None:
     try:
-        said = json.loads(weights.with_name(ENVIRONMENT).read_text())
+        said = parse_json(weights.with_name(ENVIRONMENT).read_text())
     except (OSError, ValueError):
         # Of an earlier version, or no folder of a run.
         return

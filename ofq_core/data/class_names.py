@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from unicodedata import normalize
 
 from ofq_core.errors import CheckpointError, DataError
+from ofq_core.files import parse_json
 
 FILE, KEY = "env.json", "class_names"
 
@@ -22,7 +22,7 @@ def stored_class_names(weights: Path) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        names = json.loads(path.read_text()).get(KEY)
+        names = parse_json(path.read_text()).get(KEY)
         return None if names is None else [str(name) for name in names]
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from error

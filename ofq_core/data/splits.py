@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ofq_core.errors import DataError
-from ofq_core.files import sha256_file
+from ofq_core.errors import DataError, shortened
+from ofq_core.files import parse_json, sha256_file
 from ofq_core.npz import read_npz
 
 ARRAYS, MANIFEST = "arrays.npz", "manifest.json"
@@ -60,7 +59,7 @@ def read_manifest(folder: Path, needed: tuple[str, ...] = NEEDED) -> dict[str, A
     if not path.is_file():
         raise DataError(f"data directory {folder}: no {MANIFEST} there; run `dvc repro prepare`")
     try:
-        manifest = json.loads(path.read_text())
+        manifest = parse_json(path.read_text())
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); run `dvc repro -f prepare`") from error
     if not isinstance(manifest, dict):
@@ -94,12 +93,6 @@ def load_prepared(folder: Path) -> PreparedData:
         DataError: missing, damaged, or the arrays are not the ones in the manifest.
     """
     manifest = read_manifest(folder)
-    mean, std = manifest["mean"], manifest["std"]
-    numbers = all(isinstance(n, float) and math.isfinite(n) for n in (mean, std))
-    if not numbers or std <= 0:
-        raise DataError(
-            f"{folder / MANIFEST} is damaged (mean {mean}, std {std}); run `dvc repro -f prepare`"
-        )
     path = folder / ARRAYS
     if not path.is_file():
         raise DataError(f"{path} is missing; run `dvc repro -f prepare`")
@@ -107,20 +100,38 @@ def load_prepared(folder: Path) -> PreparedData:
     if digest != manifest["arrays_sha256"]:
         raise DataError(
             f"{path} has sha256 {digest[:12]}, its manifest says "
-            f"{manifest['arrays_sha256'][:12]}: it was changed; run `dvc repro -f prepare`"
+            f"{str(manifest['arrays_sha256'])[:12]}: it was changed; run `dvc repro -f prepare`"
         )
     try:
         arrays = read_npz(path)
         splits = {name: _split(arrays, name, manifest["classes"]) for name in SPLITS}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}); run `dvc repro -f prepare`") from error
+    _check_facts(folder / MANIFEST, manifest, splits["train"])
     return PreparedData(
         **splits,
-        mean=mean,
-        std=std,
+        mean=manifest["mean"],
+        std=manifest["std"],
         classes=manifest["classes"],
         manifest_sha256=sha256_file(folder / MANIFEST),
     )
+
+
+def _check_facts(path: Path, manifest: dict[str, Any], train: Split) -> None:
+    """Raises DataError where the manifest does not say what follows from the training images."""
+    images = train.images.double()
+    facts = {
+        "mean": images.mean().item(),
+        "std": images.std(correction=0).item(),
+        "classes": int(train.labels.max()) + 1,
+    }
+    for key, value in facts.items():
+        said = manifest[key]
+        if type(said) not in (int, float) or not math.isclose(said, value, rel_tol=1e-6):
+            raise DataError(
+                f"{path} is damaged ({key} = {shortened(said)}, and the training images have "
+                f"{value:g}); run `dvc repro -f prepare`"
+            )
 
 
 def _split(arrays: dict[str, NDArray[Any]], name: str, classes: int) -> Split:

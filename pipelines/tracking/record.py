@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ofq_core.errors import SettingsError
+from ofq_core.files import parse_json
 from ofq_core.yaml_files import read_yaml
 
 from .errors import ResultFolderError, first_line
@@ -138,7 +139,7 @@ def _mapping(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
         text = path.read_text(encoding="utf-8")
-        loaded = json.loads(text) if path.suffix == ".json" else read_yaml(path)
+        loaded = parse_json(text) if path.suffix == ".json" else read_yaml(path)
     except FileNotFoundError:
         raise ResultFolderError(folder, f"{name} is missing") from None
     except (OSError, ValueError, SettingsError) as error:

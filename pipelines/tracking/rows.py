@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ofq_core.files import parse_json
 
 from .errors import TrackingError, first_line
 from .labels import NOTE, RENDERED
@@ -52,7 +53,7 @@ def _small(path: Path) -> bool:
 def _read_table(path: Path) -> dict[str, dict[str, float]]:
     """Method -> `w2a2.top1_mean` -> value, from method -> w2a2 -> top1_mean -> value."""
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TrackingError(f"{path} is missing: render the tables first") from None
     except (OSError, ValueError) as error:

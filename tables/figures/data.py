@@ -118,8 +118,14 @@ def history(run: Run) -> tuple[History, tuple[str, ...]]:
     path = run.folder / "history.csv"
     if not path.is_file():
         return {}, ()
-    with path.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            reader = csv.DictReader(lines)
+            rows, head = list(reader), reader.fieldnames or ()
+    except (OSError, ValueError, csv.Error) as error:
+        raise TableError(f"{path}: cannot be read ({error})") from error
+    if "epoch" not in head:
+        raise TableError(f"{path}: its first line names no column epoch")
     names = [name for name in (rows[0] if rows else {}) if name != "phase"]
     try:
         columns = {

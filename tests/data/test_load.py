@@ -56,6 +56,32 @@ def test_binary_manifest(copy):
     assert "manifest.json is damaged" in refused(copy)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mean", "0.3"),
+        ("mean", None),
+        ("mean", 0.4),
+        ("std", 0),
+        ("std", -0.37),
+        ("classes", 11),
+        ("classes", 10**9),
+        ("classes", 10.5),
+        ("arrays_sha256", 3),
+        ("arrays_sha256", None),
+    ],
+)
+def test_a_manifest_that_says_something_else_than_the_arrays(key, value, copy):
+    """With another mean or class count the results would be others, without a word."""
+    path = copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    message = refused(copy)
+    if key == "arrays_sha256":
+        assert f"its manifest says {value}" in message
+    else:
+        assert f"manifest.json is damaged ({key} = {value!r}, and the training images" in message
+
+
 @pytest.mark.parametrize("key", ["arrays_sha256", "mean", "std", "classes"])
 def test_manifest_without_a_key(key, copy):
     path = copy / "manifest.json"
@@ -71,7 +97,7 @@ def test_manifest_without_a_key(key, copy):
 def test_manifest_with_numbers_that_cannot_be(change, copy):
     path = copy / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    assert "manifest.json is damaged (mean " in refused(copy)
+    assert f"manifest.json is damaged ({next(iter(change))} = " in refused(copy)
 
 
 def test_missing_arrays(copy):

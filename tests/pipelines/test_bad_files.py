@@ -565,7 +565,7 @@ def without(key):
         (TRAINING, lambda text: text[:-30], " cannot be read: "),
         (TRAINING, lambda text: "[]", " cannot be read: expected a JSON object"),
         (TRAINING, lambda text: "\udcff", " cannot be read: "),
-        (TRAINING, with_key("val_top1", float("nan")), " cannot be read: it holds NaN"),
+        (TRAINING, with_key("val_top1", float("nan")), " cannot be read: val_top1 = nan, expected"),
         (TRAINING, without("oscillation"), " cannot be read: no oscillation; train again"),
         (TRAINING, with_key("settings_sha256", "0" * 64), " is of a run with other settings"),
         (TRAINING, with_key("settings_sha256", None), " is of a run with other settings"),
@@ -574,7 +574,7 @@ def without(key):
         (REFERENCE, with_key("top1", "95"), ": top1 = '95', expected a percentage"),
         (REFERENCE, with_key("top1", True), ": top1 = True, expected a percentage"),
         (REFERENCE, with_key("top1", 9500), ": top1 = 9500, expected a percentage"),
-        (REFERENCE, with_key("top1", float("inf")), " cannot be read: it holds Infinity"),
+        (REFERENCE, with_key("top1", float("inf")), " cannot be read: top1 = inf, expected"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

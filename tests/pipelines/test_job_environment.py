@@ -212,6 +212,30 @@ def test_code_alone_makes_a_commit_dirty(name, dirty, described):
     assert describe_commit(Path.cwd())["dirty"] is dirty
 
 
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_code_that_git_was_told_not_to_look_at_is_dirty(flag):
+    unpack()
+    commit_all()
+    git("update-index", flag, "ofq_core/nn/weight.py")
+    Path("ofq_core/nn/weight.py").write_text("two")
+    assert describe_commit(Path.cwd())["dirty"] is True
+
+
+def test_the_repository_of_a_hook_is_not_that_of_the_code(monkeypatch, tmp_path):
+    """Git tells its hooks by variables which repository it means."""
+    unpack()
+    commit_all()
+    before = describe_commit(Path.cwd())
+    unpack(tmp_path / "other")
+    git("-C", str(tmp_path / "other"), "init", "-q")
+    git("-C", str(tmp_path / "other"), "add", "-A")
+    git("-C", str(tmp_path / "other"), "commit", "-qm", "another")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "other" / ".git" / "index"))
+    assert describe_commit(Path.cwd()) == before
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_code_unpacked_inside_another_repository(ignored, monkeypatch):
     """Its commit says nothing about this code."""

@@ -310,6 +310,9 @@ def test_single_seed_and_empty_documents(tmp_path: Path) -> None:
         ("cga_scale_trajectory", "trajectories.json", '{"steps": [1', "not valid JSON"),
         ("weight_histogram", "histogram.json", '{"low": -2, "high": 1}', "position"),
         ("learning_curves", "history.csv", "epoch,phase,val_top1\n0,qat,ninety\n", "ninety"),
+        ("learning_curves", "history.csv", "", "names no column epoch"),
+        ("learning_curves", "history.csv", "\ufeffepoch,phase\n0,qat\n", "names no column epoch"),
+        ("learning_curves", "history.csv", '"' + "x" * 140_000, "cannot be read"),
     ],
 )
 def test_broken_files_are_named(

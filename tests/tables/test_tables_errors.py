@@ -47,7 +47,20 @@ def test_no_run_of_this_table(study: SyntheticStudy, capsys: pytest.CaptureFixtu
     assert "none of its runs belongs to table 'ablation'" in refused(study.folder, capsys)
 
 
-@pytest.mark.parametrize("words", ["", '{"top1": 90.0, "top', "[1, 2]", "\x00"])
+DAMAGED = {
+    "empty": "",
+    "cut off": '{"top1": 90.0, "top',
+    "list": "[1, 2]",
+    "nul": "\x00",
+    "no end": '{"a":' * 100_000,
+    "deep": '{"a":' * 300 + "1" + "}" * 300,
+    "NaN": '{"top1": NaN}',
+    "infinite": '{"top1": 1e999}',
+    "huge": f'{{"top1": {"9" * 400}}}',
+}
+
+
+@pytest.mark.parametrize("words", DAMAGED.values(), ids=DAMAGED)
 def test_truncated_metrics_name_the_file(
     study: SyntheticStudy, capsys: pytest.CaptureFixture[str], words: str
 ) -> None:
@@ -109,7 +122,7 @@ def _set(section: int, *keys: str, value: Any) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set(1, "top1", value=float("nan")), "key 'top1' is nan, expected a finite number"),
+        (_set(1, "top1", value=float("nan")), "top1 = nan, expected a finite number"),
         (_set(1, "top1", value="90"), "key 'top1' is '90', expected a finite number"),
         (_set(1, "top1", value=True), "key 'top1' is True, expected a finite number"),
         (_set(1, "top1", value=0.9), "top1 0.9 is not 100 * n_correct / n_images (360/400)"),

@@ -117,6 +117,13 @@ def test_digest_follows_content_and_not_time(tmp_path: Path, make_run: MakeRun) 
         ("settings.yaml", None, "settings.yaml is missing"),
         ("metrics.json", '{"top1": 0.', "metrics.json cannot be read"),
         ("metrics.json", "[]", "metrics.json does not hold a mapping"),
+        ("metrics.json", '{"a":' * 100_000, "metrics.json cannot be read (nested too deeply)"),
+        (
+            "metrics.json",
+            '{"top1": 1e999}',
+            "metrics.json cannot be read (top1 = inf, expected",
+        ),
+        ("env.json", f'{{"a": {"9" * 400}}}', "env.json cannot be read (a = 9999"),
         ("metrics.json", '{"top1": 0.5}', "metrics.json has no 'settings_sha256'"),
         ("settings.yaml", "study: [", "settings.yaml cannot be read"),
         ("settings.yaml", "study: digits", "settings.yaml has no 'method'"),

@@ -29,8 +29,9 @@ def command_main(run: Callable[[list[str]], int | None], argv: list[str]) -> NoR
             keeps its stack trace.
 
     Raises:
-        SystemExit: always: 1 after a SlurmError, whose message is printed; 130 after Ctrl-C; 141
-            where nobody reads the output any more, as in `... | head`; argparse's own status.
+        SystemExit: always: 1 after a SlurmError, or what the system says of a file, which is
+            printed; 130 after Ctrl-C; 141 where nobody reads the output any more, as in
+            `... | head`; argparse's own status.
     """
     any_terminal()
     status: int | str | None
@@ -48,9 +49,21 @@ def command_main(run: Callable[[list[str]], int | None], argv: list[str]) -> NoR
         sys.stdout.flush()
     except BrokenPipeError:
         status = BROKEN_PIPE
-        # Python flushes once more at exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    except OSError as error:  # a file, or the output itself, as on a full disk
+        status = 1
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
     sys.exit(status)
+
+
+def _drop_output() -> None:
+    """Let go of what cannot be written: Python flushes once more at exit, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -18,10 +18,13 @@ class TableError(Exception):
 
 def command_main(main: Callable[[], int]) -> NoReturn:
     """Run a command and exit with its status: 130 after Ctrl-C, 141 where nobody reads the output,
-    as in `... | head`.
+    as in `... | head`, 1 after one line where the system refuses a file.
 
     Characters that the terminal's encoding lacks are printed as '?'.
     """
+    # Python has none for a stream that is closed, as by `>&-`.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -37,6 +40,18 @@ def command_main(main: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:
         status = BROKEN_PIPE
-        # Python flushes once more at exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    except OSError as error:  # a file, or the output itself, as on a full disk
+        status = 1
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
     sys.exit(status)
+
+
+def _drop_output() -> None:
+    """Let go of what cannot be written: Python flushes once more at exit, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -89,7 +89,7 @@ def parse_yaml(text: str, source: str, *, verbatim: bool = False) -> Any:
     # As in YAML 1.2; else ruamel warns.
     loader.composer.warn_double_anchors = False
     # Where it is too deep, before ruamel has read on: its time grows with the square of the depth.
-    loader.max_depth = MAX_DEPTH  # type: ignore[assignment]
+    loader.max_depth = MAX_DEPTH
     try:
         return loader.load(text)
     except Exception as error:  # beside YAMLError ruamel lets through what Python says to it

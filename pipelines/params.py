@@ -65,6 +65,8 @@ def compose(overrides: list[str], path: Path = PARAMS) -> StudySettings:
 
 def _compose_checked(overrides: list[str], path: Path) -> StudySettings:
     """Compose into `path`; the settings, of which the experiment can run."""
+    if not Path("conf/config.yaml").is_file():
+        raise SettingsError("conf/config.yaml: no such file; run from the root of the repository")
     source = _shown(overrides) or "conf/config.yaml"
     for override in overrides:
         _check_override(override)
@@ -178,6 +180,20 @@ def check(candidates: list[list[str]]) -> list[dict[str, Any]]:
     return found
 
 
+def _candidates() -> list[list[str]]:
+    """What standard input asks for."""
+    try:
+        found = json.load(sys.stdin)
+    except (AttributeError, ValueError, RecursionError):  # closed, no UTF-8, no JSON, too deep
+        found = None
+    lists: list[Any] = found if isinstance(found, list) else [None]
+    if not all(isinstance(words, list) for words in lists) or not all(
+        isinstance(word, str) for words in lists for word in words
+    ):
+        raise SettingsError("standard input: expected a JSON list of lists of overrides")
+    return lists
+
+
 def _explain(error: Exception) -> str:
     """What is allowed, instead of Hydra's advice to append the unknown key."""
     from hydra.errors import MissingConfigException
@@ -223,7 +239,7 @@ def main(argv: list[str]) -> None:
         print(__doc__.strip())
         return
     if argv == ["--check"]:
-        print(json.dumps(check(json.load(sys.stdin))))
+        print(json.dumps(check(_candidates())))
         return
     if {"-h", "--help"} & set(argv):
         print(__doc__)

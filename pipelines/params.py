@@ -79,6 +79,8 @@ def _compose_checked(overrides: list[str], path: Path) -> StudySettings:
         compose_and_dump(str(path), str(root / "conf"), None, "config", str(root), overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(f"{source}: {_explain(error)}") from error
+    except RecursionError:
+        raise SettingsError(f"{source}: nested too deeply") from None
     except ValueError as error:  # a group set to something that is no name
         raise SettingsError(f"{source}: {str(error).splitlines()[0]}") from error
     study = load_study(path, source=source)
@@ -102,7 +104,8 @@ def _check_override(text: str) -> None:
 
     try:
         (override,) = to_hydra_overrides([text])
-        readable = bool(override.key_or_group)
+        # A longer key would be looked for as a file, whose name the system refuses.
+        readable = 0 < len(override.key_or_group) <= 200
     except Exception:  # a mistake of the lexer, the parser, or of Python's numbers
         readable = False
     if not readable:
@@ -111,6 +114,8 @@ def _check_override(text: str) -> None:
             "the value has other characters than letters, digits and -_./:, such as key='\"a (b)\"'"
         )
     key, group = override.key_or_group, override.key_or_group in _groups()
+    if re.split(r"[./@]", key)[0] == "hydra":
+        raise SettingsError(f"{text}: {unknown_key('hydra')}")
     if override.is_sweep_override():
         raise SettingsError(
             f"{text}: several values: expected one; slurm.sweep and `dvc exp run --queue` take more"
@@ -208,6 +213,8 @@ def _explain(error: Exception) -> str:
     text = str(error).strip()
     if "does not exist" in text:
         return "conf/ has no such entry to take away"
+    if "Could not delete" in text:
+        return "conf/ has another value there: leave out the = and what follows"
     if "already at" in text:
         return "conf/ has this entry: leave out the +"
     if "merging override" in text:

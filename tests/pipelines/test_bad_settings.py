@@ -147,6 +147,13 @@ UNREADABLE = {
     **dict.fromkeys(
         ["seed=1,2", "seed=range(1,3)", "seed=choice(1,2)"], "several values: expected"
     ),
+    "x" * 300 + "=1": "no setting that can be read",
+    **dict.fromkeys(
+        ["hydra.run.dir=x", "+hydra.x=1", "hydra/launcher=basic", "hydra.searchpath=[x]"],
+        "hydra: unknown key",
+    ),
+    "seed=" + "[" * 200 + "]" * 200: "nested too deeply",
+    "~seed=1": "conf/ has another value there",
     "data=null": "expected the name of a file in conf/data/",
     "recipe={lr: 1}": "expected the name of a file in conf/recipe/",
 }

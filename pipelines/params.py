@@ -65,6 +65,8 @@ def compose(overrides: list[str], path: Path = PARAMS) -> StudySettings:
 
 def _compose_checked(overrides: list[str], path: Path) -> StudySettings:
     """Compose into `path`; the settings, of which the experiment can run."""
+    if not Path("conf/config.yaml").is_file():
+        raise SettingsError("conf/config.yaml: no such file; run from the root of the repository")
     source = _shown(overrides) or "conf/config.yaml"
     for override in overrides:
         _check_override(override)
@@ -77,6 +79,8 @@ def _compose_checked(overrides: list[str], path: Path) -> StudySettings:
         compose_and_dump(str(path), str(root / "conf"), None, "config", str(root), overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(f"{source}: {_explain(error)}") from error
+    except RecursionError:
+        raise SettingsError(f"{source}: nested too deeply") from None
     except ValueError as error:  # a group set to something that is no name
         raise SettingsError(f"{source}: {str(error).splitlines()[0]}") from error
     study = load_study(path, source=source)
@@ -100,7 +104,8 @@ def _check_override(text: str) -> None:
 
     try:
         (override,) = to_hydra_overrides([text])
-        readable = bool(override.key_or_group)
+        # A longer key would be looked for as a file, whose name the system refuses.
+        readable = 0 < len(override.key_or_group) <= 200
     except Exception:  # a mistake of the lexer, the parser, or of Python's numbers
         readable = False
     if not readable:
@@ -109,6 +114,8 @@ def _check_override(text: str) -> None:
             "the value has other characters than letters, digits and -_./:, such as key='\"a (b)\"'"
         )
     key, group = override.key_or_group, override.key_or_group in _groups()
+    if re.split(r"[./@]", key)[0] == "hydra":
+        raise SettingsError(f"{text}: {unknown_key('hydra')}")
     if override.is_sweep_override():
         raise SettingsError(
             f"{text}: several values: expected one; slurm.sweep and `dvc exp run --queue` take more"
@@ -178,6 +185,20 @@ def check(candidates: list[list[str]]) -> list[dict[str, Any]]:
     return found
 
 
+def _candidates() -> list[list[str]]:
+    """What standard input asks for."""
+    try:
+        found = json.load(sys.stdin)
+    except (AttributeError, ValueError, RecursionError):  # closed, no UTF-8, no JSON, too deep
+        found = None
+    lists: list[Any] = found if isinstance(found, list) else [None]
+    if not all(isinstance(words, list) for words in lists) or not all(
+        isinstance(word, str) for words in lists for word in words
+    ):
+        raise SettingsError("standard input: expected a JSON list of lists of overrides")
+    return lists
+
+
 def _explain(error: Exception) -> str:
     """What is allowed, instead of Hydra's advice to append the unknown key."""
     from hydra.errors import MissingConfigException
@@ -192,6 +213,8 @@ def _explain(error: Exception) -> str:
     text = str(error).strip()
     if "does not exist" in text:
         return "conf/ has no such entry to take away"
+    if "Could not delete" in text:
+        return "conf/ has another value there: leave out the = and what follows"
     if "already at" in text:
         return "conf/ has this entry: leave out the +"
     if "merging override" in text:
@@ -223,7 +246,7 @@ def main(argv: list[str]) -> None:
         print(__doc__.strip())
         return
     if argv == ["--check"]:
-        print(json.dumps(check(json.load(sys.stdin))))
+        print(json.dumps(check(_candidates())))
         return
     study = compose(argv)
     print(f"{PARAMS}: study {study.study}, experiment {study.experiment().name}")

@@ -13,11 +13,13 @@ import os
 import signal
 import sys
 
+MOST = 999
+
 
 def main(argv: list[str]) -> int:
     """Run and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.processes")
-    parser.add_argument("processes", type=int, metavar="N")
+    parser.add_argument("processes", type=_count, metavar="N")
     parser.add_argument("module", metavar="MODULE")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
     given = parser.parse_args(argv)
@@ -51,6 +53,13 @@ def main(argv: list[str]) -> int:
     except SignalException as error:
         return 128 + error.sigval.value
     return 0
+
+
+def _count(text: str) -> int:
+    """So many processes; more than any machine has would only fill it."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to {MOST}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Every stage goes through here, so that where it runs is no concern of dvc.yaml. 
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 from ofq_core.output import any_output
@@ -57,9 +58,9 @@ def main(argv: list[str]) -> int:
 def run_here(command: list[str]) -> int:
     """Replace this process by the command; returns only when that cannot be."""
     processes = os.environ.get(PROCESSES, "1")
-    if not processes.isascii() or not processes.isdigit() or int(processes) < 1:
+    if re.fullmatch(r"0*[1-9]\d{0,2}", processes, re.ASCII) is None:
         print(
-            f"error: {PROCESSES} = {processes!r}: expected a whole number of processes, at least 1",
+            f"error: {PROCESSES} = {processes!r}: expected a whole number of processes, 1 to 999",
             file=sys.stderr,
         )
         return 2

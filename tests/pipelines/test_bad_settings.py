@@ -1,10 +1,12 @@
 """Wrong settings end every command within a second, in one line, before anything is touched."""
 
+import io
 from pathlib import Path
 
 import pytest
 
-from pipelines.params import check, load_study
+from ofq_core.errors import SettingsError
+from pipelines.params import check, load_study, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,6 +147,13 @@ UNREADABLE = {
     **dict.fromkeys(
         ["seed=1,2", "seed=range(1,3)", "seed=choice(1,2)"], "several values: expected"
     ),
+    "x" * 300 + "=1": "no setting that can be read",
+    **dict.fromkeys(
+        ["hydra.run.dir=x", "+hydra.x=1", "hydra/launcher=basic", "hydra.searchpath=[x]"],
+        "hydra: unknown key",
+    ),
+    "seed=" + "[" * 200 + "]" * 200: "nested too deeply",
+    "~seed=1": "conf/ has another value there",
     "data=null": "expected the name of a file in conf/data/",
     "recipe={lr: 1}": "expected the name of a file in conf/recipe/",
 }
@@ -342,6 +351,19 @@ def test_numbers_are_those_that_dvc_reads(settings_only, command):
     study = load_study(params)
     assert (study.seed, study.recipe.lr) == (10, 0.006)
     assert study.experiment().name == "ofq-w2a2-s10"
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "{}", '["seed=1"]', "[[1]]", "[" * 50_000])
+def test_what_check_cannot_read(text, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    with pytest.raises(SettingsError, match="standard input: expected a JSON list of lists of"):
+        main(["--check"])
+
+
+def test_composing_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="no such file; run from the root of the repository"):
+        main(["seed=1"])
 
 
 def test_help(settings_only, command, snapshot):

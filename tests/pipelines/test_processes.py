@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import processes
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,13 @@ def test_a_process_that_is_killed(start, tmp_path):
     assert code == 128 + signal.SIGKILL
     assert err == "error: process 1 was killed (SIGKILL): run the same command again to go on\n"
     assert gone(main)
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1000", "two", "²", "9" * 5000])
+def test_a_number_of_processes_that_cannot_be(number, capsys):
+    with pytest.raises(SystemExit):
+        processes.main([number, "pipelines.qat"])
+    assert "expected a whole number from 1 to 999" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

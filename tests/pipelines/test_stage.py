@@ -108,6 +108,7 @@ WITH_ARGUMENTS = ("full_precision", "grid", "params", "processes", "tracking")
 ELSEWHERE = (
     *(f"slurm.{name}" for name in ("run", "submit", "status", "logs", "cancel", "sweep")),
     *(f"tables.{name}" for name in ("render", "reference", "readme")),
+    *("ofq_core.toy", "ofq_core.backbone_cost"),
 )
 
 
@@ -162,7 +163,7 @@ def python(*words, stdout=subprocess.PIPE, encoding="utf-8"):
     return subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,
-        env=os.environ | {"PYTHONIOENCODING": encoding},
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": ""},
         stdout=stdout,
         stderr=subprocess.PIPE,
         timeout=PATIENCE,
@@ -199,6 +200,27 @@ def test_output_that_nobody_reads(kind, unread):
     """As `... | head`: the shell's own status, and not a word."""
     done = python("-c", f"text = 'a line'; {PRINTS[kind]}", stdout=unread)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("kind", PRINTS)
+def test_output_on_a_full_disk(kind):
+    with open("/dev/full", "w") as full:
+        done = python("-c", f"text = 'a line'; {PRINTS[kind]}", stdout=full)
+    assert (done.returncode, done.stderr) == (1, b"error: No space left on device\n")
+
+
+@pytest.mark.parametrize("kind", PRINTS)
+def test_output_that_is_closed(kind):
+    code = f"text = 'a line'; {PRINTS[kind]}"
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, code],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_table_that_nobody_reads(unread):

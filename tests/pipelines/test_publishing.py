@@ -249,6 +249,15 @@ def test_a_lock_that_was_removed_counts_for_nobody(tmp_path, monkeypatch, hold):
         pass
 
 
+def test_a_lock_with_damaged_content_is_held_all_the_same(tmp_path, monkeypatch, hold):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.alone.PATIENCE_SECONDS", 0)
+    hold(tmp_path, "results/x")
+    (tmp_path / ".partial/results-x.lock").write_bytes(b"\xff\xfe")
+    with pytest.raises(BusyError), alone(Path("results/x")):
+        pass
+
+
 @pytest.mark.parametrize("code", ["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
 def test_a_file_system_without_locks(code, tmp_path, monkeypatch):
     def refuse(file, flags):

@@ -26,6 +26,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            if len({member.filename for member in members}) < len(members):
+                raise ValueError("two arrays have the same name")
             size, most = sum(m.file_size for m in members), path.stat().st_size * EXPANSION + BEYOND
             if size > most:
                 raise ValueError(f"its arrays claim {size} bytes: more than such a file can hold")
@@ -38,8 +40,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
                 native = array.dtype.newbyteorder("=")
                 found[member.filename.removesuffix(".npy")] = array.astype(native, copy=False)
             return found
-    except ValueError:
-        raise
+    except ValueError as error:  # numpy's may have several lines
+        raise ValueError(str(error).partition("\n")[0]) from error
     except Exception as error:  # of zip, zlib, the parser of headers, the disk
         raise ValueError(f"{type(error).__name__}: {error}") from error
 

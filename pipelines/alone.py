@@ -44,7 +44,7 @@ def alone(target: Path) -> Iterator[None]:
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
+        with path.open("a+", errors="replace") as file:
             if not _lock(file):
                 file.seek(0)
                 holder = file.read() or path

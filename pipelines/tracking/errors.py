@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64encode
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -26,6 +27,8 @@ def redact(text: str) -> str:
         if user:
             text = text.replace(user, f"{HIDDEN}@")
             secrets.add(user[:-1].partition(":")[2] or user[:-1])
+            # As the client sends them; a server may quote that in its answer.
+            secrets.add(b64encode(unquote(user[:-1]).encode()).decode())
         secrets |= {query, query[1:], *(value for _, value in parse_qsl(query[1:]))}
     plain = secrets | {unquote(secret) for secret in secrets}
     for secret in sorted(plain | {quote(secret, "") for secret in plain}, key=len, reverse=True):

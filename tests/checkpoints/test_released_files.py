@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pathlib
+import warnings
 import zipfile
 
 import numpy as np
@@ -145,6 +146,10 @@ NPZ = {
     "no header": (b"text", "magic string"),
     "nothing": (b"", "EOF"),
     "a header that is deep": (header((1,)).replace(b"(1,)", b"(" * 3000), "EOF"),
+    "a header that is long": (
+        b"\x93NUMPY\x02\x00" + (10**6).to_bytes(4, "little") + b" " * 10**6,
+        "Header info length (1000000) is large",
+    ),
     "a bomb": (header((2**23,)) + bytes(2**25), "more than such a file can hold"),
 }
 
@@ -157,6 +162,16 @@ def test_npz_that_claims_what_it_does_not_hold(content, part, tmp_path):
     message = refused(path)
     assert f"{path} ({path.stat().st_size} bytes) cannot be read: truncated or damaged" in message
     assert part in message
+    assert "\n" not in message
+
+
+def test_npz_with_two_arrays_of_one_name(tmp_path):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for value in (b"\0" * 4, b"\1" * 4):
+            archive.writestr("state/a.npy", header((1,)) + value)
+    assert "two arrays have the same name" in refused(path)
 
 
 def test_numbers_of_another_machine(tmp_path):

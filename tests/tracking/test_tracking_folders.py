@@ -214,6 +214,7 @@ def test_nothing_listens() -> None:
         ("postgresql+psycopg2://me:s3cret@server/db", "s3cret", "postgresql+psycopg2://***@server"),
         ("mysql://server/db?user=me&password=s3%26et", "s3&et", "mysql://server/db***"),
         ("http://server/?token=s3cret", "s3cret", "http://server/***"),
+        ("http://user:s3cret@server", "dXNlcjpzM2NyZXQ=", "http://***@server"),
         ("http://me you:s3cret@server", "s3cret", "http://***@server"),
         ("http:user:s3cret@server", "s3cret", "http:***@server"),
         ("user:s3cret@server", "s3cret", "***@server"),

@@ -148,37 +148,41 @@ def test_a_message_names_five_files_at_most(pets, opened):
 
 
 class Odd:
-    """A source whose decoder fails in its own way, or warns, for one image."""
+    """A source whose decoder fails in its own way, or warns, for one image.
 
-    def __init__(self, origin, victim, error):
-        self.origin, self.victim, self.error = origin, victim, error
+    The error is made anew: one that is kept would keep all that it has passed, readers included.
+    """
+
+    def __init__(self, origin, victim, make_error):
+        self.origin, self.victim, self.make_error = origin, victim, make_error
 
     def image(self, name, place, size):
-        if name == self.victim and isinstance(self.error, Warning):
-            warnings.warn(self.error, stacklevel=1)
-        elif name == self.victim:
-            raise self.error
+        error = self.make_error() if name == self.victim else None
+        if isinstance(error, Warning):
+            warnings.warn(error, stacklevel=1)
+        elif error is not None:
+            raise error
         return self.origin.image(name, place, size)
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize(
-    ("error", "count"),
+    ("make_error", "count"),
     [
-        (RuntimeError("Failed to decode frame 0: Truncated data"), 1),
-        (ZeroDivisionError(), 1),
-        (AssertionError(), 1),
-        (Image.DecompressionBombWarning("99999999 pixels"), 0),
-        (UserWarning("Corrupt EXIF data"), 0),
+        (lambda: RuntimeError("Failed to decode frame 0: Truncated data"), 1),
+        (ZeroDivisionError, 1),
+        (AssertionError, 1),
+        (lambda: Image.DecompressionBombWarning("99999999 pixels"), 0),
+        (lambda: UserWarning("Corrupt EXIF data"), 0),
     ],
 )
 @pytest.mark.usefixtures("pets")
-def test_any_error_of_a_decoder(workers, error, count, opened, recipe, monkeypatch, cpu):
+def test_any_error_of_a_decoder(workers, make_error, count, opened, recipe, monkeypatch, cpu):
     """Of a damaged AVIF, say; and no warning is an error, though pytest makes all of them that."""
     monkeypatch.setenv("OFQ_WORKERS", workers)
     data = opened(max_unreadable=0.05, val_share=0.0)
     victim = data.prepared.splits["train"].name(3)
-    data._images["train"].origin = Odd(data.prepared.origin, victim, error)
+    data._images["train"].origin = Odd(data.prepared.origin, victim, make_error)
     assert len(epoch(data, recipe())) == 5
     data.calibration_images(0, 42)
     assert data.unreadable() == [victim] * count

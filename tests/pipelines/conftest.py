@@ -92,7 +92,8 @@ def command(environment, tmp_path_factory):
             return SimpleNamespace(code=int(answer), out=out, err=err)
 
         yield run
-        server.stdin.close()
+        # Told, not left to the end of its input: a reader of images of an earlier test may hold that.
+        server.terminate()
 
 
 @pytest.fixture(scope="session")

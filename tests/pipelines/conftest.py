@@ -92,7 +92,7 @@ def command(environment, tmp_path_factory):
             return SimpleNamespace(code=int(answer), out=out, err=err)
 
         yield run
-        # Told, not left to the end of its input: a reader of images of an earlier test may hold that.
+        # Not left to the end of its input, which readers of images of other tests may hold open.
         server.terminate()
 
 

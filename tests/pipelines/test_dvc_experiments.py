@@ -118,16 +118,17 @@ def test_plots_compare_with_the_commit(dialled, shell):
 def test_a_copy_finds_what_the_user_named(copy_working_tree, shell, tmp_path):
     """Images in datasets/ and weights beside the code, neither of them in git."""
     folder = copy_working_tree(tmp_path / "clone")
-    for split, count in (("train", 8), ("val", 2)):
+    for split, count, blue in (("train", 8, 9), ("val", 2, 99)):
         for label in range(4):
             place = folder / "datasets/imagenet" / split / f"n{label}"
             place.mkdir(parents=True)
             for number in range(count):
-                Image.new("RGB", (40, 36), (60 * label, 20 * number, 9)).save(
+                Image.new("RGB", (40, 36), (60 * label, 20 * number, blue)).save(
                     place / f"{number}.png"
                 )
     sizes = [f"model.{size}" for size in ("patch_size=8", "embed_dim=16", "depth=1", "num_heads=2")]
     sizes += ["model.num_classes=4", "model.img_size=32", "data.size=32", "data.val_share=0.25"]
+    sizes.append("recipe.batch_size=8")
     weights = ["teacher.pretrained=null", "teacher.checkpoint=given/teacher.pt"]
 
     def run(*words):

@@ -181,15 +181,6 @@ def test_more_values_than_one_batch_takes(store: Store, repo: Path, make_run: Ma
         assert len(store._client.get_metric_history(child.info.run_id, column)) == 250
 
 
-def test_diverged_runs_are_logged(store: Store, repo: Path, make_run: MakeRun) -> None:
-    folder = make_run(repo)
-    metrics = json.loads((folder / "metrics.json").read_text()) | {"loss": float("nan")}
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    store.log(read_folder(folder))
-    (child,) = runs(store, "tags.`ofq.kind` = 'seed'")
-    assert child.data.metrics["loss"] != child.data.metrics["loss"]
-
-
 def test_rows_go_to_the_parents(
     store: Store, repo: Path, make_run: MakeRun, make_tables: MakeTables
 ) -> None:

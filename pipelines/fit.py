@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ofq_core.data import read_manifest
@@ -46,8 +47,9 @@ def check_runs(study: StudySettings, runs: Iterable[RunSettings], world: World) 
         ModelError: there is no such model, or it cannot be quantized.
     """
     manifest = read_manifest(data_folder(study), needed=("classes", "splits"))
-    # With its weights: timm builds no model on the meta device.
-    model = build_model(study.model, 0)
+    # Without memory for its weights.
+    with torch.device("meta"):
+        model = build_model(study.model, 0)
     check_fits(model, study.model, manifest["classes"], _shape(study, manifest))
     for run in runs:
         if run.distill is not None:

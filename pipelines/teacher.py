@@ -11,7 +11,7 @@ from ofq_core.settings import StudySettings
 from pipelines.alone import alone
 from pipelines.params import load_study
 from pipelines.prepare import data_folder
-from pipelines.stage import large_imports, stage_main
+from pipelines.stage import is_main, large_imports, stage_main
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,9 +100,8 @@ def adopt(study: StudySettings) -> None:
                 "names"
             )
         model.to(world.device)
-        name = f"teacher {teacher.checkpoint or teacher.pretrained}"
         share, device = world.share, world.device
-        result = evaluate(model, data, "test", BATCH_SIZE, share, device, name=name)
+        result = evaluate(model, data, "test", BATCH_SIZE, share, device, name=f"teacher {source}")
     if not world.main:
         return
     folder = PARTIAL / "teacher-adopted"
@@ -139,7 +138,7 @@ def given_weights(study: StudySettings) -> nn.Module:
     model = build_model(study.model, study.teacher.seed)
     path = user_file(Path(str(study.teacher.checkpoint)))
     says = checkpoints.load_weights(model, path, "teacher").says()
-    if says:
+    if says and is_main():
         print(f"teacher: {path}: {says}", flush=True)
     return model
 

@@ -53,7 +53,8 @@ def _check_memory(timm: Any, settings: ModelSettings) -> None:
         with torch.device("meta"):
             model = create(timm, settings, pretrained=False)
     except RuntimeError as error:
-        raise ModelError(_impossible(settings)) from error
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{_impossible(settings)} ({reason})") from error
     needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
